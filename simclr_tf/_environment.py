@@ -1,0 +1,14 @@
+"""Environment variables that TensorFlow and Keras read once, on import; set here before either is touched."""
+
+import importlib.util
+import os
+
+# TensorFlow 2.16 and newer carry Keras 3, whose layers, checkpoints and distribution differ; tf-keras is Keras 2.
+# Older TensorFlow is Keras 2 already, and takes the variable for a wish to have the tf-keras package.
+if importlib.util.find_spec("tf_keras") is not None:
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+else:
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+# TensorFlow's C++ start-up notes say nothing a user can act on. Errors still show; Python warnings are untouched.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -1,0 +1,1 @@
+"""Networks: SK-ResNet encoders and the heads on top of them."""

@@ -1,0 +1,201 @@
+"""Building blocks of the encoders: convolution, selective kernels, squeeze-and-excitation, residual blocks.
+
+`units()` lists a block's convolutions and batch norms in the order in which the published code creates them; its
+checkpoints number them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simclr_tf.models.normalization import BatchNorm
+from simclr_tf.stack import keras, tf
+
+
+def _fixed_padding(kernel_size: int) -> list[list[int]]:
+    """Padding of a strided convolution that does not depend on the input's size: (k - 1) // 2 before, the rest after."""
+    before = (kernel_size - 1) // 2
+    pair = [before, kernel_size - 1 - before]
+    return [[0, 0], pair, pair, [0, 0]]
+
+
+class Conv(keras.layers.Layer):
+    """2-D convolution; SAME at stride 1, explicit padding and VALID when strided."""
+
+    def __init__(self, filters: int, kernel_size: int, *, strides: int = 1, use_bias: bool = False, **kwargs):
+        """Creates a convolution with `filters` outputs and a square kernel."""
+        super().__init__(**kwargs)
+        self._filters = filters
+        self._kernel_size = kernel_size
+        self._strides = strides
+        self._use_bias = use_bias
+
+    def build(self, input_shape) -> None:
+        """Creates the kernel, [k, k, C, filters]."""
+        self.kernel = self.add_weight(
+            "kernel",
+            shape=[self._kernel_size, self._kernel_size, int(input_shape[-1]), self._filters],
+            initializer=keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="truncated_normal"),
+        )
+        self.bias = self.add_weight("bias", shape=[self._filters], initializer="zeros") if self._use_bias else None
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""
+        padding = "SAME" if self._strides == 1 else _fixed_padding(self._kernel_size)
+        outputs = tf.nn.conv2d(inputs, tf.convert_to_tensor(self.kernel), self._strides, padding)
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class ConvNorm(keras.layers.Layer):
+    """Convolution, batch norm and, if asked for, ReLU."""
+
+    def __init__(self, filters: int, kernel_size: int, *, strides: int = 1, relu: bool = True, zero: bool = False, **kwargs):
+        """Creates the pair; `zero` starts gamma at zero (the end of a residual branch)."""
+        super().__init__(**kwargs)
+        policy = self._dtype_policy
+        self.conv = Conv(filters, kernel_size, strides=strides, dtype=policy)
+        self.norm = BatchNorm(gamma_initializer="zeros" if zero else "ones", dtype=policy)
+        self._relu = relu
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
+        outputs = self.norm(self.conv(inputs), training=training)
+        return tf.nn.relu(outputs) if self._relu else outputs
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields the convolution and the batch norm."""
+        yield self.conv
+        yield self.norm
+
+
+class SelectiveKernel(keras.layers.Layer):
+    """Two streams of 3x3 convolutions mixed by attention over the streams (Li et al. 2019; SimCLRv2's variant)."""
+
+    MIN_REDUCED_FILTERS = 32
+
+    def __init__(self, filters: int, *, strides: int, sk_ratio: float, **kwargs):
+        """Creates the layer; the attention's bottleneck has max(filters * sk_ratio, 32) channels."""
+        super().__init__(**kwargs)
+        policy = self._dtype_policy
+        reduced = max(int(filters * sk_ratio), self.MIN_REDUCED_FILTERS)
+        # One convolution with twice the filters is both streams.
+        self.streams = ConvNorm(2 * filters, 3, strides=strides, dtype=policy)
+        self.reduce = ConvNorm(reduced, 1, dtype=policy)
+        self.mix = Conv(2 * filters, 1, dtype=policy)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
+        first, second = tf.split(self.streams(inputs, training=training), 2, axis=-1)
+        pooled = tf.reduce_mean(first + second, axis=[1, 2], keepdims=True)
+        mixing = self.mix(self.reduce(pooled, training=training))
+        weights = tf.nn.softmax(tf.stack(tf.split(mixing, 2, axis=-1)), axis=0)
+        return first * weights[0] + second * weights[1]
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields convolutions and batch norms in the published order."""
+        yield from self.streams.units()
+        yield from self.reduce.units()
+        yield self.mix
+
+
+class SqueezeExcite(keras.layers.Layer):
+    """Channel attention from the spatial mean (Hu et al. 2018)."""
+
+    def __init__(self, filters: int, *, se_ratio: float, **kwargs):
+        """Creates the layer for inputs of `filters` channels; its bottleneck has filters * se_ratio, at least 1."""
+        super().__init__(**kwargs)
+        self.reduce = Conv(max(1, int(filters * se_ratio)), 1, use_bias=True, dtype=self._dtype_policy)
+        self.expand = Conv(filters, 1, use_bias=True, dtype=self._dtype_policy)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        pooled = tf.reduce_mean(inputs, axis=[1, 2], keepdims=True)
+        return inputs * tf.sigmoid(self.expand(tf.nn.relu(self.reduce(pooled))))
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields the two convolutions."""
+        yield self.reduce
+        yield self.expand
+
+
+class Shortcut(keras.layers.Layer):
+    """A residual block's projection: a strided 1x1, or ResNet-D's average pool before it (He et al. 2019)."""
+
+    def __init__(self, filters: int, *, strides: int, average_pool: bool, **kwargs):
+        """Creates the projection to `filters` channels."""
+        super().__init__(**kwargs)
+        self._strides = strides
+        self._average_pool = average_pool
+        self.project = ConvNorm(filters, 1, strides=1 if average_pool else strides, relu=False, dtype=self._dtype_policy)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""
+        if self._average_pool:
+            strided = self._strides > 1
+            if strided:
+                inputs = tf.pad(inputs, _fixed_padding(2))
+            inputs = tf.nn.avg_pool2d(inputs, 2, self._strides, "VALID" if strided else "SAME")
+        return self.project(inputs, training=training)
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields the convolution and the batch norm."""
+        yield from self.project.units()
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Two 3x3 convolutions (`BasicBlock`) or 1x1, 3x3, 1x1 (`Bottleneck`), plus the shortcut, then ReLU."""
+
+    def __init__(self, branch: list, *, width: int, shortcut: Shortcut | None, se_ratio: float, **kwargs):
+        """Creates a block from its branch's layers.
+
+        Args:
+          branch: layers of the residual branch, the last without ReLU.
+          width: channels that leave the block.
+          shortcut: the projection where shape changes, else None.
+          se_ratio: squeeze-and-excitation at the branch's end when above 0.
+          **kwargs: `name` and `dtype` (a Keras policy).
+        """
+        super().__init__(**kwargs)
+        self.shortcut = shortcut
+        self.branch = branch
+        self.excite = SqueezeExcite(width, se_ratio=se_ratio, dtype=self._dtype_policy) if se_ratio > 0 else None
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
+        shortcut = inputs if self.shortcut is None else self.shortcut(inputs, training=training)
+        outputs = inputs
+        for layer in self.branch:
+            outputs = layer(outputs, training=training)
+        if self.excite is not None:
+            outputs = self.excite(outputs)
+        return tf.nn.relu(outputs + shortcut)
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields convolutions and batch norms in the published order, the shortcut's first."""
+        for part in [self.shortcut, *self.branch, self.excite]:
+            if part is not None:
+                yield from part.units()
+
+
+def basic_block(filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype) -> ResidualBlock:
+    """ResNet-18/34's block: two 3x3 convolutions to `filters` channels (no selective kernels: see `ResNet`)."""
+    del sk_ratio
+    shortcut = Shortcut(filters, strides=strides, average_pool=False, dtype=dtype) if project else None
+    branch = [
+        ConvNorm(filters, 3, strides=strides, dtype=dtype),
+        ConvNorm(filters, 3, relu=False, zero=True, dtype=dtype),
+    ]
+    return ResidualBlock(branch, width=filters, shortcut=shortcut, se_ratio=se_ratio, dtype=dtype)
+
+
+def bottleneck(filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype) -> ResidualBlock:
+    """ResNet-50's and deeper nets' block: 1x1, 3x3 (or selective kernels) at `filters`, 1x1 to 4 x `filters`."""
+    width = 4 * filters
+    shortcut = Shortcut(width, strides=strides, average_pool=sk_ratio > 0, dtype=dtype) if project else None
+    if sk_ratio > 0:
+        middle = SelectiveKernel(filters, strides=strides, sk_ratio=sk_ratio, dtype=dtype)
+    else:
+        middle = ConvNorm(filters, 3, strides=strides, dtype=dtype)
+    branch = [ConvNorm(filters, 1, dtype=dtype), middle, ConvNorm(width, 1, relu=False, zero=True, dtype=dtype)]
+    return ResidualBlock(branch, width=width, shortcut=shortcut, se_ratio=se_ratio, dtype=dtype)

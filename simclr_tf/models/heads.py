@@ -1,0 +1,95 @@
+"""Heads on top of an encoder: the projection head and the linear classifier."""
+
+from __future__ import annotations
+
+from simclr_tf.errors import UserError
+from simclr_tf.models.normalization import BatchNorm
+from simclr_tf.stack import keras, tf
+
+
+class ProjectionLayer(keras.layers.Layer):
+    """Dense without bias, batch norm, and, except in a head's last layer, ReLU."""
+
+    def __init__(self, units: int, *, last: bool, **kwargs):
+        """Creates a layer with `units` outputs; the last one has no `beta` and no ReLU."""
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(
+            units,
+            use_bias=False,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            dtype=self._dtype_policy,
+        )
+        self.norm = BatchNorm(center=not last, dtype=self._dtype_policy)
+        self._last = last
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, D] -> [B, units]."""
+        outputs = self.norm(self.dense(inputs), training=training)
+        return outputs if self._last else tf.nn.relu(outputs)
+
+
+class ProjectionHead(keras.Model):
+    """N projection layers: hidden ones as wide as the encoder's output, the last of `output_dim` (Chen et al. 2020b)."""
+
+    def __init__(self, input_dim: int, num_layers: int = 3, output_dim: int = 128, **kwargs):
+        """Creates the layers.
+
+        Args:
+          input_dim: width of the encoder's output, and of the hidden layers.
+          num_layers: 0-4; 0 contrasts the encoder's output itself.
+          output_dim: width of the projection.
+          **kwargs: `name` and `dtype` (a Keras policy).
+        """
+        super().__init__(**kwargs)
+        if num_layers not in range(5):
+            raise UserError(f"ProjectionHead.num_layers is {num_layers!r}; choose 0 to 4")
+        if not isinstance(output_dim, int) or output_dim < 1:
+            raise UserError(f"ProjectionHead.output_dim is {output_dim!r}; use a positive whole number, such as 128")
+        self.num_layers, self.output_dim = num_layers, output_dim
+        self.projections = [
+            ProjectionLayer(
+                output_dim if i == num_layers - 1 else input_dim, last=i == num_layers - 1, dtype=self._dtype_policy
+            )
+            for i in range(num_layers)
+        ]
+
+    def call(self, features: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Projects features.
+
+        Args:
+          features: [B, input_dim], the encoder's `final_avg_pool`.
+          training: batch norm's mode.
+
+        Returns:
+          `head_layer_0` (the features), `head_layer_1` .. `head_layer_N` (hidden ones after ReLU), and `projection`,
+          which is the last of them.
+        """
+        outputs = {"head_layer_0": features}
+        x = features
+        for i, layer in enumerate(self.projections):
+            x = layer(x, training=training)
+            outputs[f"head_layer_{i + 1}"] = x
+        outputs["projection"] = x
+        return outputs
+
+    def describe(self) -> dict:
+        """Returns the constructor's values, less the width that follows from the encoder."""
+        return {"num_layers": self.num_layers, "output_dim": self.output_dim}
+
+
+class Classifier(keras.layers.Layer):
+    """A linear layer to class logits, computed in the variables' type."""
+
+    def __init__(self, num_classes: int, *, zero_init: bool = False, **kwargs):
+        """Creates the layer; `zero_init` starts with equal logits instead of small random ones."""
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.dense = keras.layers.Dense(
+            num_classes,
+            kernel_initializer="zeros" if zero_init else keras.initializers.RandomNormal(stddev=0.01),
+            dtype=self.variable_dtype,
+        )
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """[B, D] -> [B, num_classes] logits in float32 (float64 in double precision)."""
+        return self.dense(tf.cast(features, self.variable_dtype))

@@ -1,0 +1,131 @@
+"""Batch norm over the global batch: the one implementation in this project."""
+
+from __future__ import annotations
+
+from simclr_tf import collectives
+from simclr_tf.stack import keras, tf
+
+_FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
+
+
+def _pool(mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of all replicas' examples, from each replica's own: the mean variance plus the means' variance.
+
+    Gathering the means, instead of averaging squares, loses no digits where the mean is large beside the deviation.
+    """
+    means, variances = tf.unstack(collectives.concat(tf.stack([mean, variance])[None]), axis=1)
+    pooled = tf.reduce_mean(means, axis=0)
+    return pooled, tf.reduce_mean(variances, axis=0) + tf.reduce_mean(tf.square(means - pooled), axis=0)
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch norm whose training statistics cover all replicas' examples.
+
+    One replica uses TensorFlow's fused kernel. Several exchange their first two moments. Variables and statistics stay
+    in the policy's variable type (float32 under bfloat16). The moving variance is the plain (biased) one, as in the
+    published code (its fused kernel would apply Bessel's correction). Ioffe & Szegedy 2015.
+    """
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        gamma_initializer: str = "ones",
+        **kwargs,
+    ):
+        """Creates the layer.
+
+        Args:
+          momentum: share of the moving averages kept at each step.
+          epsilon: added to the variance.
+          center: whether there is a `beta`.
+          gamma_initializer: "ones", or "zeros" at the end of a residual branch.
+          **kwargs: `name` and `dtype` (a Keras policy), as for any Keras layer.
+        """
+        super().__init__(**kwargs)
+        self._momentum = momentum
+        self._epsilon = epsilon
+        self._center = center
+        self._gamma_initializer = gamma_initializer
+
+    def build(self, input_shape) -> None:
+        """Creates variables of shape [C] for inputs of shape [..., C]."""
+
+        def weight(name: str, initializer: str, **kwargs):
+            return self.add_weight(
+                name,
+                shape=[int(input_shape[-1])],
+                dtype=self.variable_dtype,
+                initializer=initializer,
+                experimental_autocast=False,
+                **kwargs,
+            )
+
+        def moving(name: str, initializer: str):
+            # The statistics are global, so every replica computes the same averages and none needs to be told.
+            return weight(
+                name,
+                initializer,
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+
+        self.gamma = weight("gamma", self._gamma_initializer)
+        self.beta = weight("beta", "zeros") if self._center else None
+        self.moving_mean = moving("moving_mean", "zeros")
+        self.moving_variance = moving("moving_variance", "ones")
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Normalizes.
+
+        Args:
+          inputs: [B, H, W, C] or [B, C].
+          training: True for the global batch's statistics (which then move the averages), False for the averages.
+
+        Returns:
+          The same shape and type.
+        """
+        flat = inputs.shape.rank == 2
+        x = inputs[:, None, None, :] if flat else inputs
+        beta = self.beta if self._center else tf.zeros_like(self.gamma)
+        if x.dtype in _FUSED_TYPES and (not training or collectives.num_replicas() == 1):
+            y = self._fused(x, beta, training)
+        else:
+            y = self._explicit(x, beta, training)
+        return y[:, 0, 0, :] if flat else y
+
+    def _fused(self, x: tf.Tensor, beta: tf.Tensor, training: bool) -> tf.Tensor:
+        # The raw operation, since the public wrapper raises epsilon to 1.001e-5.
+        outputs = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=self.gamma,
+            offset=beta,
+            mean=tf.zeros([0], self.gamma.dtype) if training else self.moving_mean,
+            variance=tf.zeros([0], self.gamma.dtype) if training else self.moving_variance,
+            epsilon=self._epsilon,
+            is_training=training,
+        )
+        if training:
+            count = tf.cast(tf.size(x) // tf.shape(x)[-1], self.gamma.dtype)
+            self._move(outputs.batch_mean, outputs.batch_variance * (count - 1) / tf.maximum(count, 1))
+        return outputs.y
+
+    def _explicit(self, x: tf.Tensor, beta: tf.Tensor, training: bool) -> tf.Tensor:
+        if training:
+            mean, variance = tf.nn.moments(tf.cast(x, self.gamma.dtype), axes=[0, 1, 2])
+            if collectives.num_replicas() > 1:
+                mean, variance = _pool(mean, variance)
+            self._move(mean, variance)
+        else:
+            mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
+        scale = self.gamma * tf.math.rsqrt(variance + tf.constant(self._epsilon, variance.dtype))
+        return x * tf.cast(scale, x.dtype) + tf.cast(beta - mean * scale, x.dtype)
+
+    def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            kept = tf.constant(self._momentum, average.dtype)
+            average.assign(average * kept + tf.stop_gradient(value) * (1 - kept))

@@ -1,0 +1,140 @@
+"""ResNet and SK-ResNet encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simclr_tf.errors import UserError
+from simclr_tf.models.blocks import ConvNorm, basic_block, bottleneck
+from simclr_tf.stack import keras, tf
+
+# depth: (block, its output channels over its filters, blocks in each of the four groups)
+_DEPTHS = {
+    18: (basic_block, 1, (2, 2, 2, 2)),
+    34: (basic_block, 1, (3, 4, 6, 3)),
+    50: (bottleneck, 4, (3, 4, 6, 3)),
+    101: (bottleneck, 4, (3, 4, 23, 3)),
+    152: (bottleneck, 4, (3, 8, 36, 3)),
+    200: (bottleneck, 4, (3, 24, 36, 3)),
+}
+_STEMS = ("imagenet", "cifar")
+
+
+class ResNet(keras.Model):
+    """Post-activation ResNet, with selective kernels and ResNet-D's stem and shortcuts when `sk_ratio` is above 0.
+
+    Outputs are named as in the published code: `initial_max_pool` (after the stem), `block_group1` .. `block_group4`,
+    `final_avg_pool`. He et al. 2016; Li et al. 2019; Chen et al. 2020b.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        width: float = 1,
+        sk_ratio: float = 0.0,
+        se_ratio: float = 0.0,
+        stem: str = "imagenet",
+        **kwargs,
+    ):
+        """Creates the layers.
+
+        Args:
+          depth: 18, 34, 50, 101, 152 or 200.
+          width: multiplies every channel count; 1-4 in the paper, fractions such as 0.25 for small experiments.
+          sk_ratio: selective kernels' bottleneck ratio, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
+          se_ratio: squeeze-and-excitation's bottleneck ratio; 0 turns it off.
+          stem: "imagenet" (stride 4) or "cifar" (one 3x3 at stride 1, no pooling, for images of about 32 pixels).
+          **kwargs: `name` and `dtype` (a Keras policy).
+
+        Raises:
+          UserError: for an architecture that does not exist.
+        """
+        super().__init__(**kwargs)
+        if depth not in _DEPTHS:
+            raise UserError(f"ResNet.depth is {depth!r}; choose one of {', '.join(map(str, _DEPTHS))}")
+        if stem not in _STEMS:
+            raise UserError(f"ResNet.stem is {stem!r}; choose one of {', '.join(_STEMS)}")
+        if not isinstance(width, (int, float)) or width <= 0 or (64 * width) % 2:
+            raise UserError(f"ResNet.width is {width!r}; use 1-4, or a fraction that keeps 64 x width even, such as 0.25")
+        for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
+            if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+                raise UserError(f"ResNet.{name} is {ratio!r}; use a number from 0 (off) to 1, such as 0.0625")
+        block, expansion, counts = _DEPTHS[depth]
+        if sk_ratio > 0 and block is basic_block:
+            raise UserError(
+                f"ResNet.sk_ratio is {sk_ratio} at depth {depth}, but selective kernels replace the 3x3 convolution of "
+                "a bottleneck block, which only depths 50 and up have; set sk_ratio to 0 or choose a greater depth"
+            )
+        self.depth, self.width, self.stem_kind = depth, width, stem
+        self.sk_ratio, self.se_ratio = sk_ratio, se_ratio
+        policy = self._dtype_policy
+        base = int(64 * width)
+        self.feature_dim = 8 * base * expansion
+
+        if stem == "cifar":
+            self.stem = [ConvNorm(base, 3, dtype=policy)]
+        elif sk_ratio > 0:
+            self.stem = [
+                ConvNorm(base // 2, 3, strides=2, dtype=policy),
+                ConvNorm(base // 2, 3, dtype=policy),
+                ConvNorm(base, 3, dtype=policy),
+            ]
+        else:
+            self.stem = [ConvNorm(base, 7, strides=2, dtype=policy)]
+        self._pools = stem == "imagenet"
+        for group, count in enumerate(counts):
+            blocks = [
+                block(
+                    base * 2**group,
+                    strides=2 if group > 0 and i == 0 else 1,
+                    project=i == 0,
+                    sk_ratio=sk_ratio,
+                    se_ratio=se_ratio,
+                    dtype=policy,
+                )
+                for i in range(count)
+            ]
+            setattr(self, f"block_group{group + 1}", blocks)
+
+    @property
+    def block_groups(self) -> list[list]:
+        """The four groups of residual blocks."""
+        return [self.block_group1, self.block_group2, self.block_group3, self.block_group4]
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Encodes images.
+
+        Args:
+          images: [B, H, W, 3] in [0, 1].
+          training: batch norm's mode.
+
+        Returns:
+          Name -> tensor: maps [B, H', W', C] and `final_avg_pool`, [B, feature_dim], in the compute type.
+        """
+        x = images
+        for layer in self.stem:
+            x = layer(x, training=training)
+        if self._pools:
+            x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+        outputs = {"initial_max_pool": x}
+        for i, blocks in enumerate(self.block_groups):
+            for block in blocks:
+                x = block(x, training=training)
+            outputs[f"block_group{i + 1}"] = x
+        outputs["final_avg_pool"] = tf.reduce_mean(x, axis=[1, 2])
+        return outputs
+
+    def units(self) -> Iterator[keras.layers.Layer]:
+        """Yields every convolution and batch norm in the order in which the published code creates them."""
+        for part in [*self.stem, *(block for blocks in self.block_groups for block in blocks)]:
+            yield from part.units()
+
+    def describe(self) -> dict:
+        """Returns the constructor's values, which say all about the architecture."""
+        return {
+            "depth": self.depth,
+            "width": self.width,
+            "sk_ratio": self.sk_ratio,
+            "se_ratio": self.se_ratio,
+            "stem": self.stem_kind,
+        }

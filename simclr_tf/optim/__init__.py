@@ -1,0 +1,1 @@
+"""Optimizers, learning rate schedules, and which variables are left out of decay and trust ratio."""

@@ -1,0 +1,197 @@
+"""LARS, SGD with momentum, AdamW, and LAMB from tensorflow-addons.
+
+An optimizer is told its variables once (`build`), then applies gradients that are already summed over the replicas.
+Its rule is a pure function of one variable's values, so it is the same under every strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simclr_tf.errors import UserError
+from simclr_tf.stack import addons, tf
+
+
+def trust_ratio(weight_norm: tf.Tensor, update_norm: tf.Tensor, *, trust_coefficient: float) -> tf.Tensor:
+    """LARS's factor: trust_coefficient * |w| / |update|, and 1 where either norm is 0 (You et al. 2017)."""
+    usable = (weight_norm > 0) & (update_norm > 0)
+    safe = tf.where(usable, update_norm, tf.ones_like(update_norm))
+    return tf.where(usable, trust_coefficient * weight_norm / safe, tf.ones_like(weight_norm))
+
+
+def _check(owner: str, **ranges: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in ranges.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            raise UserError(f"{owner}.{name} is {value!r}; use a number from {low:g} to {high:g}")
+
+
+class Optimizer(tf.Module):
+    """What the training loop needs of an optimizer. Subclasses name their slots and give the rule."""
+
+    slot_names: tuple[str, ...] = ()
+
+    def build(self, variables: Sequence[tf.Variable], excluded: set[int]) -> None:
+        """Creates the slots, zero at first. To be called inside the strategy's scope.
+
+        Args:
+          variables: all trainable variables, in a fixed order.
+          excluded: `id()`s of those without weight decay and trust ratio.
+        """
+        self._targets = list(variables)
+        self._excluded = [id(variable) in excluded for variable in variables]
+        # Lists by position, so that a checkpoint's keys follow the model's order and not its names.
+        self.slots = {
+            name: [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False, name=name) for v in variables]
+            for name in self.slot_names
+        }
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
+        """Updates every variable, inside a replica's step.
+
+        Args:
+          gradients: one per variable, equal on every replica.
+          learning_rate: scalar.
+          step: scalar, from 0.
+        """
+        rows = [
+            (variable, excluded, tuple(self.slots[name][i] for name in self.slot_names))
+            for i, (variable, excluded) in enumerate(zip(self._targets, self._excluded))
+        ]
+
+        def one(variable, gradient, rate, count, excluded, *slots):
+            dtype = variable.dtype
+            value, new_slots = self.rule(
+                tf.convert_to_tensor(variable),
+                tf.cast(gradient, dtype),
+                tuple(tf.convert_to_tensor(slot) for slot in slots),
+                learning_rate=tf.cast(rate, dtype),
+                step=tf.cast(count, dtype),
+                excluded=excluded,
+            )
+            for slot, new_slot in zip(slots, new_slots):
+                slot.assign(new_slot)
+            variable.assign(value)
+
+        def everywhere(strategy, gradients, rate, count):
+            for (variable, excluded, slots), gradient in zip(rows, gradients):
+                strategy.extended.update(variable, one, args=(gradient, rate, count, excluded, *slots), group=False)
+
+        context = tf.distribute.get_replica_context()
+        context.merge_call(everywhere, args=(list(gradients), learning_rate, step))
+
+    def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
+        """Returns the variable's new value and its new slots, from tensors of one type."""
+        raise NotImplementedError
+
+
+class Lars(Optimizer):
+    """v <- m v + lr * ratio * (g + wd w);  w <- w - v (You et al. 2017, in the published SimCLR's form).
+
+    Excluded variables get plain momentum. The ratio stays on when the decay is 0.
+    """
+
+    slot_names = ("momentum",)
+
+    def __init__(self, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001):
+        """Sets the momentum m, the weight decay wd and the ratio's coefficient."""
+        super().__init__()
+        _check(
+            "Lars",
+            momentum=(momentum, 0, 1),
+            weight_decay=(weight_decay, 0, 10),
+            trust_coefficient=(trust_coefficient, 0, 1),
+        )
+        self._momentum, self._weight_decay, self._trust_coefficient = momentum, weight_decay, trust_coefficient
+
+    def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
+        """See `Optimizer.rule`."""
+        if not excluded:
+            gradient += self._weight_decay * value
+            ratio = trust_ratio(tf.norm(value), tf.norm(gradient), trust_coefficient=self._trust_coefficient)
+            learning_rate *= ratio
+        velocity = self._momentum * slots[0] + learning_rate * gradient
+        return value - velocity, (velocity,)
+
+
+class Sgd(Optimizer):
+    """v <- m v + g + wd w;  w <- w - lr v, or with Nesterov's look-ahead w <- w - lr (g + m v)."""
+
+    slot_names = ("momentum",)
+
+    def __init__(self, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0):
+        """Sets the momentum m and the weight decay wd (of variables that are not excluded)."""
+        super().__init__()
+        _check("Sgd", momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, 10))
+        self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
+
+    def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
+        """See `Optimizer.rule`."""
+        if self._weight_decay and not excluded:
+            gradient += self._weight_decay * value
+        velocity = self._momentum * slots[0] + gradient
+        direction = gradient + self._momentum * velocity if self._nesterov else velocity
+        return value - learning_rate * direction, (velocity,)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Kingma & Ba 2015; Loshchilov & Hutter 2019); Adam when the decay is 0."""
+
+    slot_names = ("mean", "square")
+
+    def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0):
+        """Sets the two averages' decay rates, the constant under the root's sum, and the weight decay."""
+        super().__init__()
+        _check("AdamW", beta_1=(beta_1, 0, 1), beta_2=(beta_2, 0, 1), epsilon=(epsilon, 0, 1), weight_decay=(weight_decay, 0, 10))
+        self._beta_1, self._beta_2, self._epsilon, self._weight_decay = beta_1, beta_2, epsilon, weight_decay
+
+    def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
+        """See `Optimizer.rule`."""
+        mean = self._beta_1 * slots[0] + (1 - self._beta_1) * gradient
+        square = self._beta_2 * slots[1] + (1 - self._beta_2) * tf.square(gradient)
+        unbiased_mean = mean / (1 - tf.pow(tf.constant(self._beta_1, value.dtype), step + 1))
+        unbiased_square = square / (1 - tf.pow(tf.constant(self._beta_2, value.dtype), step + 1))
+        direction = unbiased_mean / (tf.sqrt(unbiased_square) + self._epsilon)
+        if self._weight_decay and not excluded:
+            direction += self._weight_decay * value
+        return value - learning_rate * direction, (mean, square)
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al. 2020), by tensorflow-addons' implementation; needs Python 3.9-3.11.
+
+    Excluded variables take neither decay nor ratio; since Addons chooses by name, two of its optimizers share the work.
+    """
+
+    def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 1e-4):
+        """Sets the averages' decay rates, the constant under the root's sum, and the weight decay.
+
+        Raises:
+          UserError: where tensorflow-addons is not installed.
+        """
+        super().__init__()
+        self._make = addons("the LAMB optimizer").optimizers.LAMB
+        _check("Lamb", beta_1=(beta_1, 0, 1), beta_2=(beta_2, 0, 1), epsilon=(epsilon, 0, 1), weight_decay=(weight_decay, 0, 10))
+        self._moments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+        self._weight_decay = weight_decay
+
+    def build(self, variables: Sequence[tf.Variable], excluded: set[int]) -> None:
+        """See `Optimizer.build`."""
+        self._excluded = [id(variable) in excluded for variable in variables]
+        self._targets = list(variables)
+        everything = [".*"]
+        self.decayed = self._make(weight_decay=self._weight_decay, **self._moments)
+        self.plain = self._make(exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **self._moments)
+        for optimizer, members in self._parts():
+            optimizer._create_all_weights(members)
+
+    def _parts(self):
+        for optimizer, wanted in ((self.decayed, False), (self.plain, True)):
+            yield optimizer, [v for v, excluded in zip(self._targets, self._excluded) if excluded is wanted]
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
+        """See `Optimizer.apply`."""
+        by_variable = {id(v): g for v, g in zip(self._targets, gradients)}
+        for optimizer, members in self._parts():
+            optimizer.learning_rate = learning_rate
+            pairs = [(by_variable[id(v)], v) for v in members]
+            optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
