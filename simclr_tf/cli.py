@@ -1,0 +1,187 @@
+"""The command line: flags -> configuration -> strategy -> one of a table of operations.
+
+Nothing heavy is imported before the flags are known to make sense, so that `--help` and typing errors answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import app, flags, logging
+
+from simclr_tf.errors import UsageError, UserError
+
+_MODE = flags.DEFINE_string("mode", None, "What to do; see the list above.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it.")
+_INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run whose network to start from.")
+_STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
+_TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
+_VIRTUAL_DEVICES = flags.DEFINE_integer("virtual_devices", 0, "Split the CPU into so many devices, to try distribution.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated.")
+_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such as EPOCHS=20; may be repeated.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
+
+
+class Operation(NamedTuple):
+    """A row of the table of modes.
+
+    Attributes:
+      summary: one line for the help.
+      configurable: what runs, by its gin name.
+      trains: whether it writes a workdir of its own, rather than asking something of one that is there.
+    """
+
+    summary: str
+    configurable: str
+    trains: bool
+
+
+OPERATIONS = {
+    "pretrain": Operation("learn from images without labels", "train", True),
+    "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True),
+    "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
+    "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
+    "demo": Operation("pretrain on the embedded images and compare with an untrained encoder", "", True),
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {mode:<12} {operation.summary}" for mode, operation in OPERATIONS.items())
+    return f"SimCLRv2: pretrain, fine-tune, distill.\n\nUSAGE: simclr --mode=MODE --workdir=FOLDER [flags]\n\nModes:\n{rows}\n"
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; choose one of {', '.join(known)}"
+
+
+def _check_usage(argv: list[str]) -> Operation:
+    if len(argv) > 1:
+        raise UsageError(f"what is {argv[1]!r} for? every value belongs to a flag, as in --mode=pretrain")
+    mode = _MODE.value
+    if mode is None:
+        raise UsageError(f"--mode is missing; choose one of {', '.join(OPERATIONS)}")
+    if mode not in OPERATIONS:
+        raise UsageError(f"--mode={mode} is unknown{_suggest(mode, list(OPERATIONS))}")
+    if not _WORKDIR.value:
+        raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
+    if _INIT_FROM.value and not OPERATIONS[mode].trains:
+        raise UsageError(f"--mode={mode} takes no --init_from; give the run it is to look at as --workdir")
+    return OPERATIONS[mode]
+
+
+def _check_writable(workdir: str) -> None:
+    """Makes the workdir; fails before hours of work rather than after."""
+    from simclr_tf.stack import tf
+
+    probe = os.path.join(workdir, f".writable.{os.getpid()}")
+    try:
+        tf.io.gfile.makedirs(workdir)
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--workdir={workdir} cannot be written to ({reason}); choose another folder") from None
+
+
+def _inherited(operation: Operation) -> list[str]:
+    """Bindings that follow from the run that is started from or looked at: its network and its data."""
+    from simclr_tf import checkpoint
+
+    source = _INIT_FROM.value if operation.trains else _WORKDIR.value
+    if not source:
+        return []
+    description = checkpoint.read_architecture(source, "--init_from" if operation.trains else "--workdir")
+    sections = {"Data": description["data"]}
+    if operation.trains:
+        sections["ResNet"] = description["network"]["encoder"]
+    return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
+
+
+def _run(argv: list[str]) -> None:
+    operation = _check_usage(argv)
+    if _MODE.value == "demo":
+        from simclr_tf import demo
+
+        demo.run(_WORKDIR.value)
+        return
+    from simclr_tf import cluster, config, configurables
+    from simclr_tf.train import Place
+
+    config.parse(_MODE.value, _GIN_FILE.value, _GIN_PARAM.value, inherited=_inherited(operation))
+    strategy = cluster.make_strategy(_STRATEGY.value, tpu=_TPU.value, virtual_devices=_VIRTUAL_DEVICES.value)
+    writes_configuration = operation.trains and not _DRY_RUN.value
+    if not _DRY_RUN.value:
+        _check_writable(_WORKDIR.value)
+
+    def built() -> None:
+        config.lint()
+        if writes_configuration:
+            config.save(_WORKDIR.value)
+
+    place = Place(
+        workdir=_WORKDIR.value,
+        strategy=strategy,
+        data_dir=_DATA_DIR.value,
+        init_from=_INIT_FROM.value,
+        dry_run=_DRY_RUN.value,
+        built=built,
+        stepped=lambda: config.save_operative(_WORKDIR.value),
+    )
+    configurables.configured(operation.configurable)(place)
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    """Runs, and turns what a user can put right into one clear line and an exit code."""
+    try:
+        run()
+        return 0
+    except UserError as error:
+        print(f"simclr: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("simclr: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    sys.modules["__main__"].__doc__ = _usage()
+
+    def parse(argv: list[str]) -> list[str]:
+        parsed: list[str] = []
+        code = _guarded(lambda: parsed.extend(_parse_flags(argv)))
+        if code:
+            sys.exit(code)
+        return parsed
+
+    def run(argv: list[str]) -> None:
+        # Finished runs leave by the same door as failed ones; absl's own exit would lose the code.
+        sys.exit(_guarded(lambda: _run(argv)))
+
+    app.run(run, flags_parser=parse) if not _wants_help() else app.run(run)
+
+
+def _wants_help() -> bool:
+    """absl answers its help flags only through its own parser."""
+    return any(argument.lstrip("-").split("=")[0] in ("help", "helpfull", "helpshort", "helpxml") for argument in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The only list of what gin can bind.
+
+Everything is registered under the name that gin files use; called from Python, none of it looks at gin.
+"""
+
+from __future__ import annotations
+
+import gin
+
+from simclr_tf import train, verbs
+from simclr_tf.data.augment import Augment
+from simclr_tf.data.dataset import Data
+from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.resnet import ResNet
+from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
+from simclr_tf.optim.schedules import WarmupCosine
+from simclr_tf.stages.pretrain import Pretrain
+from simclr_tf.stages.supervised import Supervised
+
+_CONFIGURABLES = {
+    "Data": Data,
+    "Augment": Augment,
+    "ResNet": ResNet,
+    "ProjectionHead": ProjectionHead,
+    "Pretrain": Pretrain,
+    "Supervised": Supervised,
+    "Lars": Lars,
+    "Sgd": Sgd,
+    "AdamW": AdamW,
+    "Lamb": Lamb,
+    "WarmupCosine": WarmupCosine,
+    "train": train.train,
+    "evaluate": verbs.run_eval,
+    "knn": verbs.run_knn,
+}
+
+for _name, _configurable in _CONFIGURABLES.items():
+    gin.register(_configurable, name=_name, module="simclr")
+
+
+def configured(name: str):
+    """Returns a configurable with its gin bindings applied."""
+    return gin.get_configurable(f"simclr.{name}")

@@ -1,0 +1,56 @@
+"""Weighted k-nearest-neighbours: what a frozen encoder knows, without training anything (Wu et al. 2018)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simclr_tf.errors import UserError
+
+_ROWS = 1024
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """[N, D] -> [N, D] float32 rows of length 1 (rows of zeros stay)."""
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def predict(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    features: np.ndarray,
+    *,
+    num_classes: int,
+    num_neighbors: int = 200,
+    temperature: float = 0.1,
+) -> np.ndarray:
+    """Scores classes by the most similar training images.
+
+    Args:
+      train_features: [N, D], any norm.
+      train_labels: [N] int in [0, num_classes).
+      features: [M, D].
+      num_classes: how many classes there are.
+      num_neighbors: how many neighbours vote; all of them where there are fewer.
+      temperature: a neighbour's vote weighs exp(cosine similarity / temperature).
+
+    Returns:
+      [M, num_classes] float64 scores; the class with the highest wins.
+
+    Raises:
+      UserError: for a setting that makes no sense.
+    """
+    if not isinstance(num_neighbors, int) or num_neighbors < 1:
+        raise UserError(f"knn.num_neighbors is {num_neighbors!r}; use a whole number of at least 1, such as 200")
+    if not isinstance(temperature, (int, float)) or not temperature > 0:
+        raise UserError(f"knn.temperature is {temperature!r}; use a positive number, such as 0.1")
+    bank, queries = normalize(train_features), normalize(features)
+    k = min(num_neighbors, len(bank))
+    votes = np.eye(num_classes)[np.asarray(train_labels)]
+    scores = np.zeros((len(queries), num_classes))
+    for start in range(0, len(queries), _ROWS):
+        similarity = queries[start : start + _ROWS] @ bank.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
+        scores[start : start + _ROWS] = np.einsum("mk,mkc->mc", weights, votes[nearest])
+    return scores

@@ -1,0 +1,172 @@
+"""The training loop. No stage is named here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from simclr_tf import collectives, randomness
+from simclr_tf.errors import UserError
+from simclr_tf.optim.optimizers import Optimizer
+from simclr_tf.stack import tf
+from simclr_tf.stages.base import Stage
+
+_DEVICE_STREAM = randomness.stream("device")
+# A call should be long enough to hide Python's part and short enough for a lively progress bar.
+_SECONDS_PER_CALL = 1.0
+_MAX_STEPS_PER_CALL = 500
+
+
+class Chunk(NamedTuple):
+    """What one call of the compiled loop did.
+
+    Attributes:
+      first_step: number of the first step, from 0.
+      records: one dict a step, name -> float.
+      seconds: of the whole call.
+      waiting_seconds: of these, spent waiting for the input pipeline.
+    """
+
+    first_step: int
+    records: list[dict[str, float]]
+    seconds: float
+    waiting_seconds: float
+
+
+class Loop:
+    """Takes steps: gradient, reduction over the global batch, update, records."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        optimizer: Optimizer,
+        learning_rate: Callable[[tf.Tensor], tf.Tensor],
+        strategy: tf.distribute.Strategy,
+        *,
+        global_batch_size: int,
+        seed: int,
+        jit_compile: bool = False,
+        steps_per_call: int | None = None,
+    ):
+        """Prepares the loop; to be called inside the strategy's scope.
+
+        Args:
+          stage: what to train.
+          optimizer: already built for the stage's variables.
+          learning_rate: of a step's number.
+          strategy: runs the replicas.
+          global_batch_size: examples of a step over all replicas.
+          seed: the run's.
+          jit_compile: compile the step with XLA (TPUs always do).
+          steps_per_call: steps in one call of the compiled loop; None finds a number that takes about a second.
+
+        Raises:
+          UserError: for XLA with several replicas in one process, which TensorFlow cannot compile.
+        """
+        if jit_compile and strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.TPUStrategy):
+            raise UserError(
+                f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot compile "
+                "their exchange outside TPUs; set it to False, or use one replica"
+            )
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.stage = stage
+        self.optimizer = optimizer
+        self._learning_rate = learning_rate
+        self._strategy = strategy
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        self._fixed_steps = steps_per_call
+        self._step_seconds: float | None = None
+        self._variables = list(stage.trained_variables)
+        self._names: list[str] = []
+        self._replica_step_fn = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
+        self._run = tf.function(self._steps, reduce_retracing=True)
+
+    def _replica_step(self, batch: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
+        """One replica's step; returns the record, [names] in the loss's type, equal on every replica."""
+        seeds = randomness.example_seed(self._seed, _DEVICE_STREAM, step, batch["index"])
+        dtype = self.stage.network.dtype
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._variables)
+            losses, metrics = self.stage.train_batch(batch, seeds)
+            shares = {name: self._share(value, dtype) for name, value in losses.items()}
+            replicas = collectives.num_replicas()
+            shares.update((name, tf.cast(value, dtype) / replicas) for name, value in self.stage.penalties().items())
+            loss = tf.add_n(list(shares.values()))
+        gradients = tape.gradient(loss, self._variables)
+        missing = [v.name for v, gradient in zip(self._variables, gradients) if gradient is None]
+        if missing:
+            raise ValueError(f"no gradient reaches {', '.join(missing)}")
+        rate = self._learning_rate(step)
+        self.optimizer.apply(collectives.all_sum(gradients), rate, step)
+        self.stage.after_update(step)
+        measured = {"loss": loss, **shares, **{name: self._share(value, dtype) for name, value in metrics.items()}}
+        self._names = [*measured, "learning_rate"]
+        record = collectives.all_sum(tf.stack(list(measured.values())))
+        return tf.concat([record, [tf.cast(rate, dtype)]], axis=0)
+
+    def _share(self, values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """This replica's share of a mean over the global batch; values: [B]."""
+        return tf.reduce_sum(tf.cast(values, dtype)) / self._global_batch_size
+
+    def _steps(self, iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes up to `count` steps, fewer after a loss that is not finite."""
+        records = tf.TensorArray(self.stage.network.dtype, size=0, dynamic_size=True)
+        waited = tf.constant(0.0, tf.float64)
+        done, sound = tf.constant(0), tf.constant(True)
+        while tf.logical_and(done < count, sound):
+            asked = tf.timestamp()
+            with tf.control_dependencies([asked]):
+                batch = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+                waited += tf.timestamp() - asked
+            record = self._strategy.run(self._replica_step_fn, args=(batch, self.step.read_value()))
+            record = self._strategy.experimental_local_results(record)[0]
+            self.step.assign_add(1)
+            records = records.write(done, record)
+            sound = tf.math.is_finite(record[0])
+            done += 1
+        return records.stack(), waited
+
+    def run(self, iterator: Iterator, last_step: int) -> Iterator[Chunk]:
+        """Takes steps until `last_step` of them have been taken since the run's start, yielding after each call.
+
+        Raises:
+          UserError: as soon as a loss is not finite, with the step, the learning rate and the last finite losses. The
+            weights are spoilt by then; what was saved before is not.
+        """
+        recent: list[float] = []
+        while (first := int(self.step.numpy())) < last_step:
+            count = min(self._steps_in_call(), last_step - first)
+            start = time.perf_counter()
+            values, waited = self._run(iterator, tf.constant(count))
+            seconds = time.perf_counter() - start
+            if self._step_seconds is not None or count > 1:
+                self._step_seconds = seconds / len(values)
+            else:
+                self._step_seconds = math.inf  # The first call traced the function and says nothing of its speed.
+            records = [dict(zip(self._names, map(float, row))) for row in values.numpy()]
+            yield Chunk(first, records, seconds, float(waited))
+            if not np.isfinite(records[-1]["loss"]):
+                recent += [record["loss"] for record in records[:-1]]
+                raise UserError(_diverged(first + len(records) - 1, records[-1]["learning_rate"], recent))
+            recent = [*recent, *(record["loss"] for record in records)][-5:]
+
+    def _steps_in_call(self) -> int:
+        if self._fixed_steps is not None:
+            return self._fixed_steps
+        if self._step_seconds is None:
+            return 1
+        return max(1, min(_MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL / self._step_seconds)))
+
+
+def _diverged(step: int, learning_rate: float, recent: list[float]) -> str:
+    losses = ", ".join(f"{loss:.4g}" for loss in recent[-5:]) or "none"
+    return (
+        f"the loss is not finite at step {step} (learning rate {learning_rate:.4g}, last finite losses: {losses}); "
+        "the last good checkpoint is kept: lower the learning rate, or lengthen the warm-up, and start again"
+    )

@@ -1,0 +1,41 @@
+"""What a network costs: parameters and FLOPs."""
+
+from __future__ import annotations
+
+import math
+
+from simclr_tf.models.network import Network
+from simclr_tf.stack import tf
+
+
+def count_parameters(module: tf.Module) -> int:
+    """Returns the number of trainable values; a batch norm's moving averages are not among them."""
+    return sum(math.prod(variable.shape) for variable in module.trainable_variables)
+
+
+def flops_per_image(network: Network) -> int:
+    """Returns the FLOPs of the encoder's forward pass on one image, a multiplication and an addition counted as two.
+
+    Convolutions and matrix products are counted, as papers do; the rest is a few per cent.
+    """
+    size = network.image_size
+
+    @tf.function(input_signature=[tf.TensorSpec([1, size, size, 3], network.dtype)])
+    def forward(images):
+        return network.encoder(images, training=False)["final_avg_pool"]
+
+    total = 0
+    for operation in forward.get_concrete_function().graph.get_operations():
+        if operation.type == "Conv2D":
+            total += 2 * math.prod(operation.outputs[0].shape) * math.prod(operation.inputs[1].shape[:3])
+        elif operation.type in ("MatMul", "BatchMatMulV2"):
+            total += 2 * math.prod(operation.outputs[0].shape) * operation.inputs[0].shape[-1]
+    return total
+
+
+def magnitude(number: float) -> str:
+    """Formats a large number: 23.5M, 4.1G."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:g}"

@@ -1,0 +1,132 @@
+"""What can be asked of a trained network: `eval` and `knn`."""
+
+from __future__ import annotations
+
+import os
+
+from simclr_tf import checkpoint, evaluate, knn, records
+from simclr_tf.data.dataset import Data
+from simclr_tf.data.prepare import central
+from simclr_tf.errors import UserError
+from simclr_tf.models.network import resolve_precision
+from simclr_tf.stack import tf
+from simclr_tf.stages.base import Input
+from simclr_tf.train import Place
+
+
+def _scaled(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The host's uint8 images as float32 in [0, 1]."""
+    return tf.cast(batch["image"], tf.float32) / 255
+
+
+def _open(data: Data, split: str, data_dir: str | None, num_classes: int | None = None) -> Input:
+    """Opens a labelled split; `num_classes` is what a classifier can tell apart, None where there is none."""
+    source = data.open(split, data_dir)
+    if not source.class_names:
+        raise UserError(f"{source.name} has no labels to compare with; choose a labelled data set")
+    if num_classes is not None and len(source.class_names) != num_classes:
+        raise UserError(
+            f"the classifier knows {num_classes} classes, but {source.name} has {len(source.class_names)}; "
+            "choose the data set it was trained on"
+        )
+    return Input(source, central(data.image_size))
+
+
+def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "auto") -> dict:
+    """Measures a run's classifier on the whole evaluation split; writes `eval.json`.
+
+    Args:
+      place: its `workdir` is the run to measure.
+      data: its evaluation split is used.
+      batch_size: over all replicas; changes the speed only.
+      precision: "auto", "float32", "bfloat16" or "float64".
+
+    Returns:
+      What `evaluate.classification` says, with the checkpoint's path.
+
+    Raises:
+      UserError: where the run has no classifier or the data no labels.
+    """
+    with place.strategy.scope():
+        network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
+    if network.classifier is None:
+        raise UserError(
+            f"--workdir={place.workdir} has no classifier to measure (it was pretrained without labels); "
+            "use --mode=linear_eval --init_from of it"
+        )
+    examples = _open(data, data.eval_split, place.data_dir, network.num_classes)
+    place.built()
+    if place.dry_run:
+        print(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
+        return {}
+
+    def logits(batch):
+        return {"logits": network.logits(_scaled(batch), training=False)}
+
+    outputs = evaluate.collect(
+        place.strategy, examples, logits, batch_size=batch_size, max_bad_images=data.max_bad_images
+    )
+    report = evaluate.classification(outputs["label"], outputs["logits"], description["class_names"])
+    report = {"checkpoint": path, "data": examples.source.name, **report}
+    records.write_json(os.path.join(place.workdir, "eval.json"), report)
+    top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
+    print(f"eval: top-1 {100 * report['top_1']:.2f}%{top_5} of {report['examples']} images of {report['data']}")
+    for name, accuracy in report["per_class"].items():
+        print(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
+    return report
+
+
+def run_knn(
+    place: Place,
+    data: Data,
+    num_neighbors: int = 200,
+    temperature: float = 0.1,
+    batch_size: int = 256,
+    precision: str = "auto",
+) -> dict:
+    """Classifies the evaluation split by its neighbours in the training split; writes `knn.json`.
+
+    Args:
+      place: its `workdir` is the run whose encoder is used.
+      data: labelled images; both splits are seen through the evaluation's crop.
+      num_neighbors: how many vote.
+      temperature: of their weights.
+      batch_size: over all replicas; changes the speed only.
+      precision: "auto", "float32", "bfloat16" or "float64".
+
+    Returns:
+      What `evaluate.classification` says, with the settings.
+
+    Raises:
+      UserError: where the data has no labels.
+    """
+    with place.strategy.scope():
+        network, _, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
+    splits = [_open(data, split, place.data_dir) for split in (data.train_split, data.eval_split)]
+    place.built()
+    if place.dry_run:
+        print(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
+        return {}
+
+    def features(batch):
+        return {"features": tf.cast(network.outputs(_scaled(batch), training=False)["final_avg_pool"], tf.float32)}
+
+    bank, queries = (
+        evaluate.collect(place.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
+        for split in splits
+    )
+    known = bank["label"] >= 0
+    class_names = list(splits[0].source.class_names)
+    scores = knn.predict(
+        bank["features"][known],
+        bank["label"][known],
+        queries["features"],
+        num_classes=len(class_names),
+        num_neighbors=num_neighbors,
+        temperature=temperature,
+    )
+    report = evaluate.classification(queries["label"], scores, class_names)
+    report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
+    records.write_json(os.path.join(place.workdir, "knn.json"), report)
+    print(f"knn: top-1 {100 * report['top_1']:.2f}% of {report['examples']} images ({num_neighbors} neighbours)")
+    return report
