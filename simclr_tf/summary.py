@@ -9,8 +9,8 @@ from simclr_tf.stack import tf
 
 
 def count_parameters(module: tf.Module) -> int:
-    """Returns the number of trainable values; a batch norm's moving averages are not among them."""
-    return sum(math.prod(variable.shape) for variable in module.trainable_variables)
+    """Returns the number of values in a network, a batch norm's moving averages included, as published tables count."""
+    return sum(math.prod(variable.shape) for variable in module.variables)
 
 
 def flops_per_image(network: Network) -> int:

@@ -179,8 +179,9 @@ class Lamb(Optimizer):
         self._excluded = [id(variable) in excluded for variable in variables]
         self._targets = list(variables)
         everything = [".*"]
-        self.decayed = self._make(weight_decay=self._weight_decay, **self._moments)
-        self.plain = self._make(exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **self._moments)
+        settings = {"learning_rate": lambda: self._rate, **self._moments}
+        self.decayed = self._make(weight_decay=self._weight_decay, **settings)
+        self.plain = self._make(exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **settings)
         for optimizer, members in self._parts():
             optimizer._create_all_weights(members)
 
@@ -190,8 +191,9 @@ class Lamb(Optimizer):
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
         """See `Optimizer.apply`."""
+        # Addons' optimizers ask for the rate while they are traced, which is now; they cannot be handed a tensor.
+        self._rate = learning_rate
         by_variable = {id(v): g for v, g in zip(self._targets, gradients)}
         for optimizer, members in self._parts():
-            optimizer.learning_rate = learning_rate
             pairs = [(by_variable[id(v)], v) for v in members]
             optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)

@@ -1,0 +1,98 @@
+"""NT-Xent and cross-entropy against the published numbers and a slow oracle."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import reference
+
+from simclr_tf import losses
+from simclr_tf.stack import tf
+
+
+def oracle(view_1: np.ndarray, view_2: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    """NT-Xent one pair at a time, by the paper's formula."""
+    z = np.concatenate([view_1, view_2])
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n = len(view_1)
+    loss, hits, entropy = np.zeros(n), np.zeros(n), np.zeros(n)
+    for i in range(2 * n):
+        positive = (i + n) % (2 * n)
+        scores = {j: math.exp(z[i] @ z[j] / temperature) for j in range(2 * n) if j != i}
+        loss[i % n] -= math.log(scores[positive] / sum(scores.values()))
+        other = range(n, 2 * n) if i < n else range(n)
+        hits[i % n] += 0.5 * (max(other, key=lambda j: scores[j]) == positive)  # noqa: B023
+        total = sum(scores[j] if j != i else 0 for j in other)
+        entropy[i % n] -= 0.5 * sum(scores[j] / total * math.log(scores[j] / total) for j in other)
+    first = z[:n]
+    potentials = [math.exp(-2 * np.sum((first[i] - first[j]) ** 2)) for i in range(n) for j in range(n) if i != j]
+    return {
+        "loss": loss,
+        "accuracy": hits,
+        "entropy": entropy,
+        "alignment": np.sum((z[:n] - z[n:]) ** 2, axis=1),
+        "uniformity": np.full(n, math.log(np.mean(potentials))),
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 1.0])
+def test_nt_xent_against_the_formula(temperature):
+    rng = np.random.default_rng(0)
+    anchor = rng.normal(size=(9, 5))
+    views = anchor + 0.7 * rng.normal(size=(9, 5)), anchor + 0.7 * rng.normal(size=(9, 5))
+    actual = losses.nt_xent(*map(tf.constant, views), temperature=temperature)
+    for name, expected in oracle(*views, temperature).items():
+        np.testing.assert_allclose(getattr(actual, name), expected, rtol=1e-10, err_msg=name)
+
+
+def reference_cases() -> list[str]:
+    path = reference.FOLDER / "ops.npz"
+    if not path.exists():
+        return []
+    with np.load(path) as ops:
+        return sorted({name.rsplit("/", 1)[0] for name in ops.files if name.startswith("nt_xent/")})
+
+
+@pytest.mark.parametrize("case", reference_cases())
+def test_nt_xent_is_the_published_one(case):
+    with np.load(reference.FOLDER / "ops.npz") as ops:
+        expected = {name: ops[f"{case}/{name}"] for name in ("projection", "loss", "gradient", "accuracy")}
+    temperature = float(re.search(r"_t([\d.]+)$", case).group(1))
+    projection = tf.constant(expected["projection"])
+    with tf.GradientTape() as tape:
+        tape.watch(projection)
+        contrast = losses.nt_xent(*tf.split(projection, 2), temperature=temperature)
+        loss = tf.reduce_mean(contrast.loss)
+    assert reference.relative(loss, expected["loss"]) < 1e-5
+    assert reference.relative(tape.gradient(loss, projection), expected["gradient"]) < 1e-5
+    # The published accuracy is that of the first view's predictions; ours averages both directions.
+    first = oracle(*np.split(np.float64(expected["projection"]), 2), temperature)["accuracy"].mean()
+    assert abs(float(tf.reduce_mean(contrast.accuracy)) - first) < 1e-6
+
+
+def test_collapse_shows():
+    views = tf.ones([8, 4], tf.float64)
+    contrast = losses.nt_xent(views, views, temperature=0.1)
+    np.testing.assert_allclose(contrast.loss, losses.nt_xent_chance(8), rtol=1e-12)
+    np.testing.assert_allclose(contrast.uniformity, 0, atol=1e-12)
+    np.testing.assert_allclose(contrast.entropy, math.log(8), rtol=1e-12)
+
+
+def test_nt_xent_depends_on_directions_only():
+    rng = np.random.default_rng(1)
+    views = [tf.constant(rng.normal(size=(6, 4))) for _ in range(2)]
+    scaled = [view * 7.0 for view in views]
+    np.testing.assert_allclose(
+        losses.nt_xent(*views, temperature=0.3).loss, losses.nt_xent(*scaled, temperature=0.3).loss, rtol=1e-12
+    )
+
+
+def test_cross_entropy_leaves_unlabelled_examples_out():
+    logits = tf.constant([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0]], tf.float64)
+    loss = losses.cross_entropy(tf.constant([0, -1, 2]), logits)
+    probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    np.testing.assert_allclose(loss, [-math.log(probabilities[0, 0]), 0.0, math.log(3)], rtol=1e-12)
+    np.testing.assert_allclose(losses.top_1(tf.constant([0, -1, 2]), logits), [1, 0, 0])
