@@ -76,6 +76,8 @@ def _check_usage(argv: list[str]) -> Operation:
         raise UsageError(f"--mode is missing; choose one of {', '.join(OPERATIONS)}")
     if mode not in OPERATIONS:
         raise UsageError(f"--mode={mode} is unknown{_suggest(mode, list(OPERATIONS))}")
+    if mode == "demo":
+        flags.FLAGS.set_default("workdir", "runs/demo")
     if not _WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
     if _INIT_FROM.value and not OPERATIONS[mode].trains:

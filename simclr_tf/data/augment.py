@@ -1,0 +1,207 @@
+"""SimCLR's augmentations as one configuration (Chen et al. 2020a, appendix A; 2020b, appendix).
+
+Decoding, cropping and resizing belong to the host (`Augment.crop_box`, `crop.resize`); flip, color and blur run on
+the device, batched, each image with parameters of its own (`Augment.__call__`). All of it is a pure function of
+stateless seeds and gives the same numbers eagerly, in tf.data and under XLA, for one image and for a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from simclr_tf.data.addons_ops import random_cutout, random_rotation
+from simclr_tf.data.blur import random_blur
+from simclr_tf.data.color import color_jitter, random_gray
+from simclr_tf.data.crop import Box, random_crop_box
+from simclr_tf.data.steps import RandomStep, channels_first, channels_last, choose, draw_all, random_step
+from simclr_tf.errors import UserError
+from simclr_tf.stack import addons, tf
+
+# At this strength hue turns by up to half a turn either way, which is every hue.
+_GREATEST_STRENGTH = 2.5
+
+
+@random_step("flip", draws=1)
+def random_flip(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
+    """Mirrors left to right at random: `random_flip(images, seeds, probability=0.5)`."""
+    return choose(draws[..., 0] < probability, tf.reverse(images, axis=[-1]), images)
+
+
+def unit_images(images: tf.Tensor) -> tf.Tensor:
+    """Returns float32 images in [0, 1] of uint8 ones, or of floating ones that are in [0, 1] already."""
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) * (1.0 / 255.0)
+    if images.dtype.is_floating:
+        return tf.cast(images, tf.float32)
+    raise ValueError(f"images have to be uint8 or floating, got {images.dtype.name}")
+
+
+class Augment:
+    """What is done to a training image, with what probability and in what ranges.
+
+    Attributes:
+      steps_without_xla: names of the parameters whose steps XLA cannot compile; empty unless cutout or rotation is on.
+    """
+
+    def __init__(
+        self,
+        area_min: float = 0.08,
+        area_max: float = 1.0,
+        ratio_min: float = 3 / 4,
+        ratio_max: float = 4 / 3,
+        flip: bool = True,
+        color_strength: float = 1.0,
+        jitter_probability: float = 0.8,
+        gray_probability: float = 0.2,
+        blur_probability: float = 0.5,
+        cutout_probability: float = 0.0,
+        cutout_fraction: float = 0.5,
+        rotation_probability: float = 0.0,
+        rotation_degrees: Sequence[float] = (90.0, 180.0, 270.0),
+    ):
+        """Checks the parameters.
+
+        Args:
+          area_min: least share of the image's area that a crop takes, in (0, 1]; 1 takes whole images.
+          area_max: greatest share, in [area_min, 1].
+          ratio_min: least width / height of a crop, positive.
+          ratio_max: greatest width / height.
+          flip: whether half of the images are mirrored left to right.
+          color_strength: s of the color jitter, in [0, 2.5]: brightness, contrast and saturation change by a factor
+            within 1 +- 0.8 s, hue by up to 0.2 s of a turn. 1 for ImageNet, 0.5 for CIFAR-10.
+          jitter_probability: of color jitter, in [0, 1].
+          gray_probability: of dropping color, in [0, 1].
+          blur_probability: of Gaussian blur, in [0, 1]; 0 for CIFAR-10.
+          cutout_probability: of blackening a square, in [0, 1]; needs tensorflow-addons.
+          cutout_fraction: side of that square as a fraction of the image's side, in (0, 1).
+          rotation_probability: of a rotation, in [0, 1]; needs tensorflow-addons.
+          rotation_degrees: the angles to choose from, counterclockwise.
+
+        Raises:
+          UserError: a value out of its range, or cutout or rotation without tensorflow-addons.
+        """
+        self.area_range = (_within("area_min", area_min, 0, 1, low_excluded=True), _within("area_max", area_max, 0, 1))
+        self.ratio_range = (
+            _within("ratio_min", ratio_min, 0, math.inf, low_excluded=True),
+            _within("ratio_max", ratio_max, 0, math.inf),
+        )
+        _ordered("area_min", area_min, "area_max", area_max)
+        _ordered("ratio_min", ratio_min, "ratio_max", ratio_max)
+        if not isinstance(flip, bool):
+            raise UserError(f"Augment: flip is {flip!r}; use True or False")
+        self.flip = flip
+        self.color_strength = _within("color_strength", color_strength, 0, _GREATEST_STRENGTH)
+        self.jitter_probability = _within("jitter_probability", jitter_probability, 0, 1)
+        self.gray_probability = _within("gray_probability", gray_probability, 0, 1)
+        self.blur_probability = _within("blur_probability", blur_probability, 0, 1)
+        self.cutout_probability = _within("cutout_probability", cutout_probability, 0, 1)
+        self.cutout_fraction = _within("cutout_fraction", cutout_fraction, 0, 1, low_excluded=True, high_excluded=True)
+        self.rotation_probability = _within("rotation_probability", rotation_probability, 0, 1)
+        self.rotation_degrees = _angles("rotation_degrees", rotation_degrees)
+        self.steps_without_xla = tuple(
+            name for name in ("cutout_probability", "rotation_probability") if getattr(self, name) > 0
+        )
+        for name in self.steps_without_xla:
+            addons(f"Augment: {name} = {getattr(self, name):g}")
+        self._steps = self._configured_steps()
+
+    def _configured_steps(self) -> list[tuple[RandomStep, dict[str, Any]]]:
+        """Returns the steps that can happen at all, in order, each with its settings."""
+        jitter_probability = self.jitter_probability if self.color_strength > 0 else 0.0
+        steps = [
+            (random_flip, {"probability": 0.5 if self.flip else 0.0}),
+            (color_jitter, {"probability": jitter_probability, "strength": self.color_strength}),
+            (random_gray, {"probability": self.gray_probability}),
+            (random_blur, {"probability": self.blur_probability}),
+            (random_cutout, {"probability": self.cutout_probability, "fraction": self.cutout_fraction}),
+            (random_rotation, {"probability": self.rotation_probability, "degrees": self.rotation_degrees}),
+        ]
+        return [(step, settings) for step, settings in steps if settings["probability"] > 0]
+
+    def crop_box(
+        self,
+        seed: tf.Tensor | None,
+        height: tf.Tensor | int,
+        width: tf.Tensor | int,
+        *,
+        draws: tf.Tensor | None = None,
+    ) -> Box:
+        """Returns a random crop's y, x, height, width (int32, pixels); see `crop.random_crop_box`."""
+        return random_crop_box(
+            seed, height, width, area_range=self.area_range, ratio_range=self.ratio_range, draws=draws
+        )
+
+    def __call__(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Flips, distorts and blurs crops.
+
+        Args:
+          images: [B, H, W, 3] uint8, or floating in [0, 1]; or one image [H, W, 3].
+          seeds: [B, 2] int32, or [2]. Two views of one image need seeds of their own.
+
+        Returns:
+          float32 of the same shape, in [0, 1].
+        """
+        images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
+        if images.shape.rank not in (3, 4) or images.shape[-1] != 3:
+            raise ValueError(f"images have to be [B, H, W, 3] or [H, W, 3], got {images.shape}")
+        if seeds.shape.rank != images.shape.rank - 2 or seeds.shape[-1] != 2:
+            raise ValueError(f"one seed of two int32 is needed for each image, got seeds {seeds.shape}")
+        images = unit_images(images)
+        if not self._steps:
+            return images
+        images = channels_first(images)
+        for (step, settings), draws in zip(self._steps, draw_all(seeds, [step for step, _ in self._steps])):
+            images = step.with_draws(images, draws, **settings)
+        return channels_last(images)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the parameters by name, as plain values."""
+        return {
+            "area_min": self.area_range[0],
+            "area_max": self.area_range[1],
+            "ratio_min": self.ratio_range[0],
+            "ratio_max": self.ratio_range[1],
+            "flip": self.flip,
+            "color_strength": self.color_strength,
+            "jitter_probability": self.jitter_probability,
+            "gray_probability": self.gray_probability,
+            "blur_probability": self.blur_probability,
+            "cutout_probability": self.cutout_probability,
+            "cutout_fraction": self.cutout_fraction,
+            "rotation_probability": self.rotation_probability,
+            "rotation_degrees": list(self.rotation_degrees),
+        }
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(f"Augment: {name} is {value!r}; use a finite number")
+    return float(value)
+
+
+def _within(
+    name: str, value: Any, low: float, high: float, *, low_excluded: bool = False, high_excluded: bool = False
+) -> float:
+    number = _number(name, value)
+    too_low = number <= low if low_excluded else number < low
+    too_high = number >= high if high_excluded else number > high
+    if too_low or too_high:
+        least = f"above {low:g}" if low_excluded else f"{low:g} or more"
+        most = "" if math.isinf(high) else f" and below {high:g}" if high_excluded else f" and {high:g} at most"
+        raise UserError(f"Augment: {name} is {value!r}; it has to be {least}{most}")
+    return number
+
+
+def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
+    if low > high:
+        raise UserError(f"Augment: {low_name} is {low!r}, over {high_name}, which is {high!r}; exchange or change them")
+
+
+def _angles(name: str, value: Any) -> tuple[float, ...]:
+    angles = (value,) if isinstance(value, numbers.Real) else value
+    if isinstance(angles, str) or not isinstance(angles, Sequence) or not angles:
+        raise UserError(f"Augment: {name} is {value!r}; use a list of angles in degrees, such as (90, 180, 270)")
+    return tuple(_number(name, angle) for angle in angles)

@@ -1,0 +1,139 @@
+"""One replica equals several: loss, metrics, updated weights and moving averages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from simclr_tf import collectives
+from simclr_tf.cluster import make_strategy
+from simclr_tf.data.augment import Augment
+from simclr_tf.errors import UserError
+from simclr_tf.loop import Loop
+from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.resnet import ResNet
+from simclr_tf.optim.groups import excluded_variables
+from simclr_tf.optim.optimizers import Lars
+from simclr_tf.stack import keras, tf
+from simclr_tf.stages.pretrain import Pretrain
+
+BATCH, STEPS, SIZE = 8, 3, 16
+
+
+class Labelled:
+    """Stands for `Data`: all that a stage asks of it but the images themselves."""
+
+    image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
+
+    def open(self, split, data_dir=None):
+        return SimpleNamespace(name="noise", num_examples=64, class_names=("a", "b", "c"), may_fail=False)
+
+    def describe(self):
+        return {}
+
+
+def batches(replicas: int):
+    """The same global batches, cut for so many replicas."""
+    rng = np.random.default_rng(0)
+    rows = BATCH * STEPS
+    tensors = {
+        "view_1": rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
+        "view_2": rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
+        "label": rng.integers(-1, 3, rows).astype(np.int32),
+        "index": np.arange(rows, dtype=np.int64),
+    }
+    return lambda context: tf.data.Dataset.from_tensor_slices(tensors).batch(BATCH // replicas, drop_remainder=True)
+
+
+def strategy_of(replicas: int) -> tf.distribute.Strategy:
+    return make_strategy("one_device") if replicas == 1 else make_strategy("mirrored", virtual_devices=replicas)
+
+
+def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64"):
+    """Takes a few pretraining steps; returns the records and all variables."""
+    strategy = strategy_of(replicas)
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        stage = Pretrain(
+            data=Labelled(),
+            augment=Augment(),
+            make_encoder=lambda **kw: ResNet(18, 0.0625, stem="cifar", **kw),
+            make_head=lambda **kw: ProjectionHead(num_layers=2, output_dim=8, **kw),
+            temperature=0.2,
+            precision=precision,
+        )
+        optimizer = Lars(weight_decay=1e-4)
+        optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+        loop = Loop(
+            stage,
+            optimizer,
+            lambda step: tf.constant(0.5),
+            strategy,
+            global_batch_size=BATCH,
+            seed=3,
+            jit_compile=jit_compile,
+            steps_per_call=2,
+        )
+    iterator = iter(strategy.distribute_datasets_from_function(batches(replicas)))
+    records = [record for chunk in loop.run(iterator, STEPS) for record in chunk.records]
+    variables = [v.numpy() for part in stage.network.parts().values() for v in part.variables]
+    return records, variables
+
+
+@pytest.fixture(scope="module")
+def one():
+    return train(1)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_agree(one, replicas):
+    records, variables = train(replicas)
+    assert len(records) == STEPS
+    for expected, actual in zip(one[0], records):
+        assert expected.keys() == actual.keys()
+        for name in expected:
+            assert abs(expected[name] - actual[name]) < 1e-9 * max(1, abs(expected[name])), name
+    for expected, actual in zip(one[1], variables):
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_step_agrees(one):
+    records, variables = train(1, jit_compile=True)
+    for expected, actual in zip(one[0], records):
+        assert abs(expected["loss"] - actual["loss"]) < 1e-6
+    assert max(np.max(np.abs(a - b)) for a, b in zip(one[1], variables)) < 1e-5
+
+
+def test_training_learns_something(one):
+    assert one[0][0]["loss"] != one[0][1]["loss"] != one[0][2]["loss"]
+
+
+def test_concat_orders_by_replica_and_carries_gradients():
+    strategy = strategy_of(2)
+
+    @tf.function
+    def run():
+        def replica():
+            mine = tf.cast(collectives.replica_id() + 1, tf.float64) * tf.ones([2, 1], tf.float64)
+            with tf.GradientTape() as tape:
+                tape.watch(mine)
+                everything = collectives.concat(mine)
+                loss = tf.reduce_sum(everything * tf.constant([[1.0], [2.0], [3.0], [4.0]], tf.float64))
+            return everything, tape.gradient(loss, mine)
+
+        return strategy.run(replica)
+
+    everything, gradients = run()
+    for value in strategy.experimental_local_results(everything):
+        np.testing.assert_array_equal(value, [[1], [1], [2], [2]])
+    # Both replicas' losses count every row.
+    first, second = strategy.experimental_local_results(gradients)
+    np.testing.assert_array_equal(first, [[2], [4]])
+    np.testing.assert_array_equal(second, [[6], [8]])
+
+
+def test_xla_with_several_replicas_is_refused():
+    with pytest.raises(UserError, match="2 replicas"):
+        train(2, jit_compile=True)
