@@ -101,33 +101,40 @@ class ResNet(keras.Model):
         """The four groups of residual blocks."""
         return [self.block_group1, self.block_group2, self.block_group3, self.block_group4]
 
-    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+    def call(self, images: tf.Tensor, training: bool = False, frozen: int = 0) -> dict[str, tf.Tensor]:
         """Encodes images.
 
         Args:
           images: [B, H, W, 3] in [0, 1].
           training: batch norm's mode.
+          frozen: how many of `sections()`, from the stem on, stay in inference mode whatever `training` says, and pass
+            no gradient.
 
         Returns:
           Name -> tensor: maps [B, H', W', C] and `final_avg_pool`, [B, feature_dim], in the compute type.
         """
-        x = images
-        for layer in self.stem:
-            x = layer(x, training=training)
-        if self._pools:
-            x = tf.nn.max_pool2d(x, 3, 2, "SAME")
-        outputs = {"initial_max_pool": x}
-        for i, blocks in enumerate(self.block_groups):
-            for block in blocks:
-                x = block(x, training=training)
-            outputs[f"block_group{i + 1}"] = x
+        x, outputs = images, {}
+        for i, (name, layers) in enumerate(self.sections().items()):
+            for layer in layers:
+                x = layer(x, training=training and i >= frozen)
+            if name == "initial_max_pool" and self._pools:
+                x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+            if i == frozen - 1:
+                x = tf.stop_gradient(x)
+            outputs[name] = x
         outputs["final_avg_pool"] = tf.reduce_mean(x, axis=[1, 2])
         return outputs
 
+    def sections(self) -> dict[str, list]:
+        """Returns the name of each section's output -> its layers, from the stem on."""
+        groups = {f"block_group{i + 1}": blocks for i, blocks in enumerate(self.block_groups)}
+        return {"initial_max_pool": self.stem, **groups}
+
     def units(self) -> Iterator[keras.layers.Layer]:
         """Yields every convolution and batch norm in the order in which the published code creates them."""
-        for part in [*self.stem, *(block for blocks in self.block_groups for block in blocks)]:
-            yield from part.units()
+        for layers in self.sections().values():
+            for layer in layers:
+                yield from layer.units()
 
     def describe(self) -> dict:
         """Returns the constructor's values, which say all about the architecture."""
