@@ -85,15 +85,6 @@ def read_architecture(path: str, flag: str) -> dict:
         raise UserError(f"{file} cannot be understood ({_first_line(error)}); restore it, or give another {flag}") from None
 
 
-def differences(found: dict, wanted: dict) -> list[str]:
-    """Lists where two descriptions disagree, as "name: found -> wanted"."""
-    return [
-        f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
-    ]
-
-
 def initialize(network: Network, init_from: str, *, required: tuple[str, ...], optional: tuple[str, ...]) -> str:
     """Takes parts of a network from another run.
 
@@ -113,12 +104,12 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
     path = newest(init_from)
     if path is None:
         raise UserError(f"--init_from={init_from} has no checkpoint; finish that run first, or give another")
-    own, parts = network.describe(), network.parts()
-    taken = {}
+    parts, taken = network.parts(), {}
     for name in (*required, *optional):
-        there, here = description.get(name) or {}, own.get(name) or {}
-        unlike = differences(there, here)
-        if not unlike and name in parts:
+        if name not in parts:
+            continue
+        unlike = network.mismatch(name, description)
+        if not unlike:
             taken[name] = parts[name]
         elif name in required:
             raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}")
@@ -144,12 +135,13 @@ def _table(shapes: dict[str, list[int]], taken: set[str], missing: list[str]) ->
     return "\n".join(rows)
 
 
-def load_network(workdir: str, *, precision: str = "float32") -> tuple[Network, dict, str]:
+def load_network(workdir: str, *, precision: str = "float32", flag: str = "--workdir") -> tuple[Network, dict, str]:
     """Loads the network that a run trained; to be called inside a strategy's scope.
 
     Args:
       workdir: folder of the run, of any stage.
       precision: to compute in.
+      flag: what `workdir` was given as, for messages.
 
     Returns:
       The network, all of `architecture.json`, and the checkpoint's path.
@@ -157,10 +149,10 @@ def load_network(workdir: str, *, precision: str = "float32") -> tuple[Network, 
     Raises:
       UserError: where there is none, or it cannot be read.
     """
-    description = read_architecture(workdir, "--workdir")
+    description = read_architecture(workdir, flag)
     path = newest(workdir)
     if path is None:
-        raise UserError(f"--workdir={workdir} has no checkpoint; let its run reach one first, or give another")
+        raise UserError(f"{flag}={workdir} has no checkpoint; let its run reach one first, or give another")
     network = Network.from_description(description["network"], precision=precision)
     try:
         tf.train.Checkpoint(**network.parts()).restore(path).assert_existing_objects_matched()

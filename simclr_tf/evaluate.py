@@ -1,4 +1,4 @@
-"""Running a network over a whole split, and what accuracy it reaches there."""
+"""Running a network over a whole split."""
 
 from __future__ import annotations
 
@@ -76,35 +76,3 @@ def collect(
     whole = {name: np.concatenate(parts) for name, parts in rows.items()}
     order = np.argsort(whole["index"], kind="stable")
     return {name: value[order] for name, value in whole.items()}
-
-
-def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str]) -> dict:
-    """Measures a classifier.
-
-    Args:
-      labels: [N] int; -1 means unlabelled and is left out.
-      logits: [N, classes].
-      class_names: [classes].
-
-    Returns:
-      `examples`, `top_1`, `top_5` (in [0, 1]; top_5 only with more than five classes) and `per_class`, class name ->
-      top-1 accuracy (None for a class without examples).
-
-    Raises:
-      UserError: when nothing is labelled.
-    """
-    labelled = labels >= 0
-    labels, logits = labels[labelled], np.asarray(logits[labelled], np.float64)
-    if not len(labels):
-        raise UserError("none of the images to evaluate on has a label; choose a labelled split")
-    # The label's rank among the logits; of equal logits the first counts as the higher, as in argmax.
-    own = logits[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    rank = np.sum((logits > own) | ((logits == own) & earlier), axis=1)
-    report = {"examples": int(len(labels)), "top_1": float(np.mean(rank == 0))}
-    if logits.shape[1] > 5:
-        report["top_5"] = float(np.mean(rank < 5))
-    report["per_class"] = {
-        name: float(np.mean(rank[labels == i] == 0)) if np.any(labels == i) else None for i, name in enumerate(class_names)
-    }
-    return report

@@ -15,7 +15,6 @@ from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Stage
 
-_DEVICE_STREAM = randomness.stream("device")
 # A call should be long enough to hide Python's part and short enough for a lively progress bar.
 _SECONDS_PER_CALL = 1.0
 _MAX_STEPS_PER_CALL = 500
@@ -47,7 +46,6 @@ class Loop:
         learning_rate: Callable[[tf.Tensor], tf.Tensor],
         strategy: tf.distribute.Strategy,
         *,
-        global_batch_size: int,
         seed: int,
         jit_compile: bool = False,
         steps_per_call: int | None = None,
@@ -59,7 +57,6 @@ class Loop:
           optimizer: already built for the stage's variables.
           learning_rate: of a step's number.
           strategy: runs the replicas.
-          global_batch_size: examples of a step over all replicas.
           seed: the run's.
           jit_compile: compile the step with XLA (TPUs always do).
           steps_per_call: steps in one call of the compiled loop; None finds a number that takes about a second.
@@ -77,7 +74,6 @@ class Loop:
         self.optimizer = optimizer
         self._learning_rate = learning_rate
         self._strategy = strategy
-        self._global_batch_size = global_batch_size
         self._seed = seed
         self._fixed_steps = steps_per_call
         self._step_seconds: float | None = None
@@ -86,9 +82,12 @@ class Loop:
         self._replica_step_fn = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
         self._run = tf.function(self._steps, reduce_retracing=True)
 
-    def _replica_step(self, batch: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
+    def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor) -> tf.Tensor:
         """One replica's step; returns the record, [names] in the loss's type, equal on every replica."""
-        seeds = randomness.example_seed(self._seed, _DEVICE_STREAM, step, batch["index"])
+        seeds = {
+            name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
+            for name, stream in batch.items()
+        }
         dtype = self.stage.network.dtype
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
@@ -110,8 +109,8 @@ class Loop:
         return tf.concat([record, [tf.cast(rate, dtype)]], axis=0)
 
     def _share(self, values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """This replica's share of a mean over the global batch; values: [B]."""
-        return tf.reduce_sum(tf.cast(values, dtype)) / self._global_batch_size
+        """This replica's share of a mean over the global batch; values: [B], of the same B on every replica."""
+        return tf.reduce_mean(tf.cast(values, dtype)) / self._strategy.num_replicas_in_sync
 
     def _steps(self, iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes up to `count` steps, fewer after a loss that is not finite."""

@@ -108,6 +108,21 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.where(known, losses, tf.zeros_like(losses))
 
 
+def distillation(teacher_logits: tf.Tensor, student_logits: tf.Tensor, *, temperature: float) -> tf.Tensor:
+    """Cross-entropy of the student's class probabilities under the teacher's (Hinton et al. 2015; Chen et al. 2020b, eq. 2).
+
+    Args:
+      teacher_logits: [B, classes].
+      student_logits: [B, classes], of the same type.
+      temperature: divides the logits of both sides. As in the paper, the loss is not multiplied by its square.
+
+    Returns:
+      [B]: -sum_y P_teacher(y; T) log P_student(y; T).
+    """
+    wanted = tf.nn.softmax(tf.stop_gradient(teacher_logits) / temperature)
+    return tf.nn.softmax_cross_entropy_with_logits(labels=wanted, logits=student_logits / temperature)
+
+
 def top_1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns [B] of 1 where the highest logit is the label's, else 0, in the logits' type."""
     return tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), logits.dtype)

@@ -9,20 +9,18 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from absl import logging
-
 from simclr_tf import checkpoint, evaluate, records, summary
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
-from simclr_tf.models.network import resolve_precision
+from simclr_tf.models.network import differences, resolve_precision
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
 from simclr_tf.progress import Progress, duration
 from simclr_tf.stack import keras, tf
-from simclr_tf.stages.base import Stage
+from simclr_tf.stages.base import Input, Stage
 
 
 class Place(NamedTuple):
@@ -33,6 +31,7 @@ class Place(NamedTuple):
       strategy: its devices.
       data_dir: where data sets lie, or None.
       init_from: workdir to take weights from, or None.
+      teacher: workdir or SavedModel to imitate, or None.
       dry_run: build and report only.
       built: called once all is constructed, before anything is written.
       stepped: called after the first step.
@@ -42,6 +41,7 @@ class Place(NamedTuple):
     strategy: tf.distribute.Strategy
     data_dir: str | None = None
     init_from: str | None = None
+    teacher: str | None = None
     dry_run: bool = False
     built: Callable[[], None] = lambda: None
     stepped: Callable[[], None] = lambda: None
@@ -51,6 +51,13 @@ def _check_positive(**values) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"train.{name} is {value!r}; use a whole number of at least 1")
+
+
+def _check_divides(name: str, batch_size: int, replicas: int) -> None:
+    if batch_size % replicas:
+        raise UserError(
+            f"{name} is {batch_size} and does not divide over {replicas} replicas; use a multiple of {replicas}"
+        )
 
 
 def fingerprint(variables: Iterable[tf.Variable]) -> str:
@@ -125,20 +132,20 @@ def train(
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"train.seed is {seed!r}; use a whole number")
     strategy, replicas = place.strategy, place.strategy.num_replicas_in_sync
-    if global_batch_size % replicas:
-        raise UserError(
-            f"train.global_batch_size is {global_batch_size} and does not divide over {replicas} replicas; "
-            f"use a multiple of {replicas}"
-        )
+    _check_divides("train.global_batch_size", global_batch_size, replicas)
     chosen = resolve_precision(precision)
     keras.utils.set_random_seed(seed % 2**32)
 
     with strategy.scope():
-        stage = make_stage(precision=chosen, data_dir=place.data_dir)
+        extra = {} if place.teacher is None else {"teacher": place.teacher}
+        stage = make_stage(precision=chosen, data_dir=place.data_dir, **extra)
         optimizer = make_optimizer()
         optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
         schedule = make_schedule()
-        examples = stage.train_input()
+        inputs = stage.train_inputs()
+        examples = next(iter(inputs.values()))
+        for name, stream in inputs.items():
+            _check_divides(f"the batch size of {name} images", stream.batch_size or global_batch_size, replicas)
         num_examples = examples.source.num_examples
         if steps is None:
             steps = train_steps(num_examples, epochs, global_batch_size)
@@ -152,7 +159,6 @@ def train(
             optimizer,
             schedule,
             strategy,
-            global_batch_size=global_batch_size,
             seed=seed,
             jit_compile=jit_compile,
             steps_per_call=steps_per_call,
@@ -181,6 +187,8 @@ def train(
         required, optional = stage.initial_parts()
         table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
         print(f"  initialized from {place.init_from}\n{table}")
+    if path is None:
+        stage.after_initialize()
     first_step = int(loop.step)
     if first_step >= steps and tf.io.gfile.exists(os.path.join(place.workdir, records.RESULT)):
         print(f"  nothing to do: all {steps} steps were taken before (see {place.workdir}/{records.RESULT})")
@@ -188,9 +196,11 @@ def train(
 
     frozen = fingerprint(stage.frozen_variables)
     records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
+    for name, text in stage.files().items():
+        records.write_text(os.path.join(place.workdir, name), text)
     started = time.time()
     last = _loop(
-        place, stage, loop, checkpoints, examples,
+        place, stage, loop, checkpoints, inputs,
         steps=steps, global_batch_size=global_batch_size, seed=seed,
         checkpoint_every_steps=checkpoint_every_steps or max(1, min(1000, num_examples // global_batch_size)),
         record_every_steps=record_every_steps,
@@ -217,8 +227,7 @@ def train(
         outputs = evaluate.collect(
             strategy, measured, stage.eval_batch, batch_size=eval_batch_size or min(512, global_batch_size),
         )
-        class_names = stage.describe()["class_names"]
-        result["evaluation"] = evaluate.classification(outputs["label"], outputs["logits"], class_names)
+        result["evaluation"] = stage.measure(outputs)
     records.write_json(os.path.join(place.workdir, records.RESULT), result)
     top_1 = f", top-1 {100 * result['evaluation']['top_1']:.2f}% on {measured.source.name}" if measured else ""
     print(f"{stage.name}: done in {duration(seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
@@ -231,12 +240,12 @@ def _check_workdir(workdir: str, description: dict) -> None:
     if checkpoint.newest(workdir) is None or not tf.io.gfile.exists(path):
         return
     there = checkpoint.read_architecture(workdir, "--workdir")
-    unlike = checkpoint.differences({"stage": there.get("stage")}, {"stage": description["stage"]})
+    unlike = differences({"stage": there.get("stage")}, {"stage": description["stage"]})
     for name in ("encoder", "head"):
         sides = [side["network"].get(name) or {} for side in (there, description)]
-        unlike += [f"{name}'s {line}" for line in checkpoint.differences(*sides)]
+        unlike += [f"{name}'s {line}" for line in differences(*sides)]
     for name in ("num_classes", "classifier_layer"):
-        unlike += checkpoint.differences(*({name: side["network"].get(name)} for side in (there, description)))
+        unlike += differences(*({name: side["network"].get(name)} for side in (there, description)))
     if unlike:
         raise UserError(f"--workdir={workdir} holds another run: {'; '.join(unlike)}; use a new --workdir")
 
@@ -246,7 +255,7 @@ def _loop(
     stage: Stage,
     loop: Loop,
     checkpoints: checkpoint.Checkpoints,
-    examples,
+    inputs: dict[str, Input],
     *,
     steps: int,
     global_batch_size: int,
@@ -257,21 +266,27 @@ def _loop(
     """Trains to the end and returns the last step's record."""
     first_step = int(loop.step)
     replicas = place.strategy.num_replicas_in_sync
-    bad_images = BadImages(stage.max_bad_images, examples.source) if examples.source.may_fail else None
+    bad_images = {
+        name: BadImages(stage.max_bad_images, stream.source) for name, stream in inputs.items() if stream.source.may_fail
+    }
 
     def shard(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return train_dataset(
-            examples.source,
-            examples.prepare,
-            global_batch_size=global_batch_size,
-            per_replica_batch_size=global_batch_size // replicas,
-            seed=seed,
-            first_step=first_step,
-            num_steps=steps - first_step,
-            shard_index=context.input_pipeline_id,
-            num_shards=context.num_input_pipelines,
-            bad_images=bad_images,
-        )
+        streams = {}
+        for name, stream in inputs.items():
+            batch_size = stream.batch_size or global_batch_size
+            streams[name] = train_dataset(
+                stream.source,
+                stream.prepare,
+                global_batch_size=batch_size,
+                per_replica_batch_size=batch_size // replicas,
+                seed=seed,
+                first_step=first_step,
+                num_steps=steps - first_step,
+                shard_index=context.input_pipeline_id,
+                num_shards=context.num_input_pipelines,
+                bad_images=bad_images.get(name),
+            )
+        return tf.data.Dataset.zip(streams)
 
     iterator = iter(place.strategy.distribute_datasets_from_function(shard))
     log = records.Records(
@@ -293,8 +308,8 @@ def _loop(
                     "images_per_second": len(chunk.records) * global_batch_size / max(chunk.seconds, 1e-9),
                     "waiting_for_data": chunk.waiting_seconds / max(chunk.seconds, 1e-9),
                 }
-                if bad_images is not None:
-                    throughput["bad_images"] = bad_images.count
+                if bad_images:
+                    throughput["bad_images"] = sum(bad.count for bad in bad_images.values())
                 log.add(chunk.first_step, chunk.records, throughput)
                 last = chunk.records[-1]
                 progress.update(
@@ -305,14 +320,14 @@ def _loop(
                 )
             log.flush()
             checkpoints.save(int(loop.step))
-    except tf.errors.OpError as error:
-        if bad_images is not None:
-            bad_images.check()
-        logging.debug("the loop ended with %s", error)
+    except tf.errors.OpError:
+        for bad in bad_images.values():
+            bad.check()
         raise
     finally:
         progress.close()
         log.close()
-    if bad_images is not None and bad_images.count:
-        print(f"  {bad_images.count} unreadable image(s) were skipped: {', '.join(sorted(bad_images.names)[:5])}")
+    for bad in bad_images.values():
+        if bad.count:
+            print(f"  {bad.count} unreadable image(s) were skipped: {', '.join(sorted(bad.names)[:5])}")
     return last

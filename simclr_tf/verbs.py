@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from simclr_tf import checkpoint, evaluate, knn, records
+from simclr_tf import checkpoint, evaluate, knn, metrics, records
+from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
@@ -12,11 +13,6 @@ from simclr_tf.models.network import resolve_precision
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
 from simclr_tf.train import Place
-
-
-def _scaled(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The host's uint8 images as float32 in [0, 1]."""
-    return tf.cast(batch["image"], tf.float32) / 255
 
 
 def _open(data: Data, split: str, data_dir: str | None, num_classes: int | None = None) -> Input:
@@ -42,7 +38,8 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
       precision: "auto", "float32", "bfloat16" or "float64".
 
     Returns:
-      What `evaluate.classification` says, with the checkpoint's path.
+      What `metrics.classification` says, with `calibration`, `confusion_matrix` (rows: the true class) and the
+      checkpoint's path.
 
     Raises:
       UserError: where the run has no classifier or the data no labels.
@@ -52,7 +49,7 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     if network.classifier is None:
         raise UserError(
             f"--workdir={place.workdir} has no classifier to measure (it was pretrained without labels); "
-            "use --mode=linear_eval --init_from of it"
+            "use --mode=linear_eval or finetune with --init_from of it"
         )
     examples = _open(data, data.eval_split, place.data_dir, network.num_classes)
     place.built()
@@ -61,16 +58,26 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
         return {}
 
     def logits(batch):
-        return {"logits": network.logits(_scaled(batch), training=False)}
+        return {"logits": network.logits(unit_images(batch["image"]), training=False)}
 
     outputs = evaluate.collect(
         place.strategy, examples, logits, batch_size=batch_size, max_bad_images=data.max_bad_images
     )
-    report = evaluate.classification(outputs["label"], outputs["logits"], description["class_names"])
-    report = {"checkpoint": path, "data": examples.source.name, **report}
+    scored = (outputs["label"], outputs["logits"])
+    report = {
+        "checkpoint": path,
+        "data": examples.source.name,
+        **metrics.classification(*scored, description["class_names"]),
+        "calibration": metrics.calibration(*scored),
+        "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
+    }
     records.write_json(os.path.join(place.workdir, "eval.json"), report)
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
-    print(f"eval: top-1 {100 * report['top_1']:.2f}%{top_5} of {report['examples']} images of {report['data']}")
+    error = report["calibration"]["expected_calibration_error"]
+    print(
+        f"eval: top-1 {100 * report['top_1']:.2f}%{top_5}, calibration error {100 * error:.2f}% of {report['examples']} "
+        f"images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
+    )
     for name, accuracy in report["per_class"].items():
         print(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
     return report
@@ -95,7 +102,7 @@ def run_knn(
       precision: "auto", "float32", "bfloat16" or "float64".
 
     Returns:
-      What `evaluate.classification` says, with the settings.
+      What `metrics.classification` says, with the settings.
 
     Raises:
       UserError: where the data has no labels.
@@ -109,7 +116,7 @@ def run_knn(
         return {}
 
     def features(batch):
-        return {"features": tf.cast(network.outputs(_scaled(batch), training=False)["final_avg_pool"], tf.float32)}
+        return {"features": tf.cast(network.outputs(unit_images(batch["image"]), training=False)["final_avg_pool"], tf.float32)}
 
     bank, queries = (
         evaluate.collect(place.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
@@ -125,7 +132,7 @@ def run_knn(
         num_neighbors=num_neighbors,
         temperature=temperature,
     )
-    report = evaluate.classification(queries["label"], scores, class_names)
+    report = metrics.classification(queries["label"], scores, class_names)
     report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
     records.write_json(os.path.join(place.workdir, "knn.json"), report)
     print(f"knn: top-1 {100 * report['top_1']:.2f}% of {report['examples']} images ({num_neighbors} neighbours)")

@@ -44,7 +44,9 @@ def batches(replicas: int):
         "label": rng.integers(-1, 3, rows).astype(np.int32),
         "index": np.arange(rows, dtype=np.int64),
     }
-    return lambda context: tf.data.Dataset.from_tensor_slices(tensors).batch(BATCH // replicas, drop_remainder=True)
+    return lambda context: tf.data.Dataset.from_tensor_slices({"images": tensors}).batch(
+        BATCH // replicas, drop_remainder=True
+    )
 
 
 def strategy_of(replicas: int) -> tf.distribute.Strategy:
@@ -71,7 +73,6 @@ def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64
             optimizer,
             lambda step: tf.constant(0.5),
             strategy,
-            global_batch_size=BATCH,
             seed=3,
             jit_compile=jit_compile,
             steps_per_call=2,

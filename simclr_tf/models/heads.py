@@ -31,13 +31,17 @@ class ProjectionLayer(keras.layers.Layer):
 class ProjectionHead(keras.Model):
     """N projection layers: hidden ones as wide as the encoder's output, the last of `output_dim` (Chen et al. 2020b)."""
 
-    def __init__(self, input_dim: int, num_layers: int = 3, output_dim: int = 128, **kwargs):
+    def __init__(
+        self, input_dim: int, num_layers: int = 3, output_dim: int = 128, used_layers: int | None = None, **kwargs
+    ):
         """Creates the layers.
 
         Args:
           input_dim: width of the encoder's output, and of the hidden layers.
           num_layers: 0-4; 0 contrasts the encoder's output itself.
           output_dim: width of the projection.
+          used_layers: how many of the layers exist, the first ones; None for all. Fine-tuning from a hidden layer throws
+            away what comes after it.
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)
@@ -45,36 +49,47 @@ class ProjectionHead(keras.Model):
             raise UserError(f"ProjectionHead.num_layers is {num_layers!r}; choose 0 to 4")
         if not isinstance(output_dim, int) or output_dim < 1:
             raise UserError(f"ProjectionHead.output_dim is {output_dim!r}; use a positive whole number, such as 128")
+        if used_layers is not None and used_layers not in range(num_layers + 1):
+            raise UserError(
+                f"layer {used_layers!r} of the projection head is asked for, but the head has {num_layers} layer(s); "
+                f"choose 0 (the encoder's output) to {num_layers}"
+            )
         self.num_layers, self.output_dim = num_layers, output_dim
+        self.used_layers = num_layers if used_layers is None else used_layers
         self.projections = [
             ProjectionLayer(
                 output_dim if i == num_layers - 1 else input_dim, last=i == num_layers - 1, dtype=self._dtype_policy
             )
-            for i in range(num_layers)
+            for i in range(self.used_layers)
         ]
 
-    def call(self, features: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+    def call(self, features: tf.Tensor, training: bool = False, frozen: int = 0) -> dict[str, tf.Tensor]:
         """Projects features.
 
         Args:
           features: [B, input_dim], the encoder's `final_avg_pool`.
           training: batch norm's mode.
+          frozen: how many layers, from the first on, stay in inference mode whatever `training` says, and pass no
+            gradient.
 
         Returns:
-          `head_layer_0` (the features), `head_layer_1` .. `head_layer_N` (hidden ones after ReLU), and `projection`,
-          which is the last of them.
+          `head_layer_0` (the features), `head_layer_1` .. `head_layer_N` (hidden ones after ReLU), and, of a head that
+          is whole, `projection`, which is the last of them.
         """
         outputs = {"head_layer_0": features}
         x = features
         for i, layer in enumerate(self.projections):
-            x = layer(x, training=training)
+            x = layer(x, training=training and i >= frozen)
+            if i == frozen - 1:
+                x = tf.stop_gradient(x)
             outputs[f"head_layer_{i + 1}"] = x
-        outputs["projection"] = x
+        if self.used_layers == self.num_layers:
+            outputs["projection"] = x
         return outputs
 
     def describe(self) -> dict:
         """Returns the constructor's values, less the width that follows from the encoder."""
-        return {"num_layers": self.num_layers, "output_dim": self.output_dim}
+        return {"num_layers": self.num_layers, "output_dim": self.output_dim, "used_layers": self.used_layers}
 
 
 class Classifier(keras.layers.Layer):

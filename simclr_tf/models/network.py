@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import Classifier, ProjectionHead
@@ -11,6 +12,60 @@ from simclr_tf.stack import keras, tf
 
 # What Keras calls the precisions that a user names.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
+
+_DESCRIBED_BY = {"encoder": ("encoder",), "classifier": ("num_classes", "classifier_layer")}
+
+
+class Frozen(NamedTuple):
+    """What stays as it is in training.
+
+    Attributes:
+      sections: how many of the encoder's, from the stem on.
+      head_layers: how many of the projection head's, from the first on.
+      layers: all of these as modules.
+    """
+
+    sections: int
+    head_layers: int
+    layers: list[tf.Module]
+
+    def variables(self) -> list[tf.Variable]:
+        """Returns the variables that must not change."""
+        return [variable for layer in self.layers for variable in layer.variables]
+
+
+NOTHING_FROZEN = Frozen(0, 0, [])
+
+
+def _layers(encoder: ResNet, sections: int) -> list[tf.Module]:
+    return [layer for layers in list(encoder.sections().values())[:sections] for layer in layers]
+
+
+def differences(found: dict, wanted: dict) -> list[str]:
+    """Lists where two descriptions disagree, as "name is X there, Y here"."""
+    return [
+        f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _head_mismatch(there: dict | None, here: dict) -> list[str]:
+    """A head fits when the layers used here exist there and are of the same kind; what comes after does not matter."""
+    there = there or {"num_layers": 0, "output_dim": 0}
+    used_there, used_here = there.get("used_layers", there["num_layers"]), here["used_layers"]
+    if used_there < used_here:
+        return [f"the head has {used_there} layer(s) there, {used_here} are used here"]
+
+    def is_projection(side: dict) -> bool:  # The last layer of a head is of another kind than hidden ones.
+        return 0 < used_here == side["num_layers"]
+
+    if is_projection(there) != is_projection(here):
+        return [
+            f"head_layer_{used_here} is {'the projection' if is_projection(side) else 'hidden'} {where}"
+            for where, side in (("there", there), ("here", here))
+        ]
+    return differences({"output_dim": there["output_dim"]}, {"output_dim": here["output_dim"]}) if is_projection(here) else []
 
 
 class Network(tf.Module):
@@ -48,7 +103,7 @@ class Network(tf.Module):
         policy = keras.mixed_precision.Policy(POLICIES[precision])
         self.encoder = make_encoder(dtype=policy)
         self.head = make_head(input_dim=self.encoder.feature_dim, dtype=policy) if make_head is not None else None
-        layers = self.head.num_layers if self.head is not None else 0
+        layers = self.head.used_layers if self.head is not None else 0
         if classifier_layer not in range(layers + 1):
             raise UserError(
                 f"the classifier is to read projection head layer {classifier_layer!r}, but the head has {layers} "
@@ -72,28 +127,56 @@ class Network(tf.Module):
 
         trace.get_concrete_function()
 
-    def outputs(
-        self, images: tf.Tensor, *, training: bool, head_training: bool | None = None
-    ) -> dict[str, tf.Tensor]:
+    def outputs(self, images: tf.Tensor, *, training: bool, frozen: Frozen | None = None) -> dict[str, tf.Tensor]:
         """Computes every named output but the logits.
 
         Args:
           images: [B, H, W, 3] in [0, 1].
-          training: batch norm's mode in the encoder.
-          head_training: the same in the head; as in the encoder when None.
+          training: batch norm's mode in what is not frozen.
+          frozen: what passes no gradient and stays in inference mode; see `frozen_up_to`.
 
         Returns:
-          The encoder's outputs, `head_layer_0` .. `head_layer_N` and, with a head, `projection`.
+          The encoder's outputs, `head_layer_0` .. `head_layer_N` and, with a whole head, `projection`.
         """
-        outputs = self.encoder(tf.cast(images, self.dtype), training=training)
+        frozen = frozen or NOTHING_FROZEN
+        outputs = self.encoder(tf.cast(images, self.dtype), training=training, frozen=frozen.sections)
         if self.head is None:
             return {**outputs, "head_layer_0": outputs["final_avg_pool"]}
-        head_training = training if head_training is None else head_training
-        return {**outputs, **self.head(outputs["final_avg_pool"], training=head_training)}
+        return {**outputs, **self.head(outputs["final_avg_pool"], training=training, frozen=frozen.head_layers)}
 
-    def logits(self, images: tf.Tensor, *, training: bool) -> tf.Tensor:
-        """[B, H, W, 3] in [0, 1] -> [B, num_classes] class logits."""
-        return self.classifier(self.outputs(images, training=training)[f"head_layer_{self.classifier_layer}"])
+    def logits(self, images: tf.Tensor, *, training: bool, frozen: Frozen | None = None) -> tf.Tensor:
+        """[B, H, W, 3] in [0, 1] -> [B, num_classes] class logits; for the rest see `outputs`."""
+        outputs = self.outputs(images, training=training, frozen=frozen)
+        return self.classifier(outputs[f"head_layer_{self.classifier_layer}"])
+
+    def frozen_up_to(self, output: str | None) -> Frozen:
+        """Returns what is frozen when everything up to a named output is; the classifier never is.
+
+        Args:
+          output: `initial_max_pool`, `block_group1` .. `block_group4`, `final_avg_pool`, `head_layer_1` .., or None.
+
+        Raises:
+          UserError: for an output that this network does not have.
+        """
+        if output is None:
+            return NOTHING_FROZEN
+        sections = list(self.encoder.sections())
+        rows = {name: Frozen(i + 1, 0, _layers(self.encoder, i + 1)) for i, name in enumerate(sections)}
+        whole = rows["final_avg_pool"] = rows[sections[-1]]
+        for i in range(len(self.head.projections) if self.head is not None else 0):
+            rows[f"head_layer_{i + 1}"] = Frozen(whole.sections, i + 1, [*whole.layers, *self.head.projections[: i + 1]])
+        if output not in rows:
+            raise UserError(f"there is no output {output!r} to freeze up to; choose None or one of {', '.join(rows)}")
+        return rows[output]
+
+    def mismatch(self, part: str, description: dict) -> list[str]:
+        """Lists why a part of this network cannot take its values from the network that `description` tells of."""
+        if part == "head":
+            return _head_mismatch(description.get("head"), self.head.describe())
+        there, here = ({name: side.get(name) for name in _DESCRIBED_BY[part]} for side in (description, self.describe()))
+        if part == "encoder":
+            there, here = there["encoder"] or {}, here["encoder"]
+        return differences(there, here)
 
     def parts(self) -> dict[str, tf.Module]:
         """Returns what is checkpointed, by name."""
@@ -122,6 +205,34 @@ class Network(tf.Module):
             image_size=description["image_size"],
             precision=precision,
         )
+
+
+def with_first_layers(
+    make_head: Callable[..., ProjectionHead] | None, count: int, *, owner: str
+) -> Callable[..., ProjectionHead] | None:
+    """Returns what makes a projection head of only its first `count` layers, for a classifier on the last of them.
+
+    Args:
+      make_head: makes the whole head; None where there is none.
+      count: 0 for the encoder's output, which needs no head.
+      owner: whose `head_layer` it is, for messages.
+
+    Returns:
+      Takes what `make_head` takes; None for no head.
+
+    Raises:
+      UserError: for a layer that cannot be.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise UserError(f"{owner}.head_layer is {count!r}; use 0 (the encoder's output) or a layer's number")
+    if count == 0:
+        return None
+    if make_head is None:
+        raise UserError(
+            f"{owner}.head_layer is {count}, but there is no projection head; set it to 0 (the encoder's output), or bind "
+            f"{owner}.make_head"
+        )
+    return lambda **kwargs: make_head(used_layers=count, **kwargs)
 
 
 def resolve_precision(precision: str) -> str:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
+from simclr_tf import metrics
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
 
 class Input(NamedTuple):
-    """A stream of examples: the source and what the host makes of each of its images."""
+    """A stream of examples.
+
+    Attributes:
+      source: of the images; see `data.sources`.
+      prepare: what the host makes of each image; see `data.prepare`.
+      batch_size: examples of a step over all replicas; None for the run's global batch.
+    """
 
     source: object
     prepare: Callable
+    batch_size: int | None = None
 
 
 class Stage(tf.Module):
@@ -26,8 +36,8 @@ class Stage(tf.Module):
     network: Network
     max_bad_images: int = 100
 
-    def train_input(self) -> Input:
-        """Returns the examples to train on."""
+    def train_inputs(self) -> dict[str, Input]:
+        """Returns the streams of examples to train on, by name; the first one's examples make the epochs."""
         raise NotImplementedError
 
     def eval_input(self) -> Input | None:
@@ -45,16 +55,16 @@ class Stage(tf.Module):
         return []
 
     def train_batch(
-        self, batch: dict[str, tf.Tensor], seeds: tf.Tensor
+        self, batch: dict[str, dict[str, tf.Tensor]], seeds: dict[str, tf.Tensor]
     ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Computes the losses of this replica's part of a batch.
 
         Args:
-          batch: the host's tensors, [B, ...] each.
-          seeds: [B, 2] int32, for each example's random choices on the device.
+          batch: each stream's name -> the host's tensors, [B, ...] each.
+          seeds: each stream's name -> [B, 2] int32, for each example's random choices on the device.
 
         Returns:
-          losses: name -> [B]; their sum's mean over the global batch is minimized.
+          losses: name -> [B]; the sum of their means over the global batch is minimized.
           metrics: name -> [B]; their means are recorded.
         """
         raise NotImplementedError
@@ -70,6 +80,13 @@ class Stage(tf.Module):
         """Returns name -> [B, ...] for evaluation; `logits` [B, classes] at least."""
         raise NotImplementedError
 
+    def measure(self, outputs: dict[str, np.ndarray]) -> dict:
+        """Returns what to report of an evaluation; outputs: what `eval_batch` gave for all examples, and `label`."""
+        return metrics.classification(outputs["label"], outputs["logits"], self.describe()["class_names"])
+
+    def after_initialize(self) -> None:
+        """Called once when a run starts, after `--init_from` if there is one; not when a run is resumed."""
+
     def checkpoint_items(self) -> dict[str, tf.Module]:
         """Returns what a checkpoint holds beside the optimizer and the step."""
         return self.network.parts()
@@ -81,6 +98,10 @@ class Stage(tf.Module):
     def describe(self) -> dict:
         """Returns what later stages and tools must know, as plain values for `architecture.json`."""
         raise NotImplementedError
+
+    def files(self) -> dict[str, str]:
+        """Returns file name -> text of what the workdir should hold beside the records, such as the labelled subset."""
+        return {}
 
     def constants(self, global_batch_size: int) -> dict[str, float]:
         """Returns numbers to record beside the metrics, such as a loss's chance level."""

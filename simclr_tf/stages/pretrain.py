@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simclr_tf import losses, randomness
-from simclr_tf.data.augment import Augment
+from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, two_crops
 from simclr_tf.models.heads import ProjectionHead
@@ -61,9 +61,9 @@ class Pretrain(Stage):
             precision=precision,
         )
 
-    def train_input(self) -> Input:
+    def train_inputs(self) -> dict[str, Input]:
         """See `Stage`."""
-        return Input(self._train_source, two_crops(self._data.image_size, self._augment.crop_box))
+        return {"images": Input(self._train_source, two_crops(self._data.image_size, self._augment.crop_box))}
 
     def eval_input(self) -> Input | None:
         """The probe's test examples; None without a probe."""
@@ -77,7 +77,8 @@ class Pretrain(Stage):
         return [variable for part in self.network.parts().values() for variable in part.trainable_variables]
 
     def train_batch(self, batch, seeds):
-        """See `Stage`; `batch` has `view_1` and `view_2`, uint8 [B, S, S, 3], and `label`."""
+        """See `Stage`; the stream `images` has `view_1` and `view_2`, uint8 [B, S, S, 3], and `label`."""
+        batch, seeds = batch["images"], seeds["images"]
         views = [
             self._augment(batch[name], randomness.fold_in(seeds, randomness.stream(name))) for name in ("view_1", "view_2")
         ]
@@ -100,7 +101,7 @@ class Pretrain(Stage):
 
     def eval_batch(self, batch):
         """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3]."""
-        return {"logits": self.network.logits(tf.cast(batch["image"], self.network.dtype) / 255, training=False)}
+        return {"logits": self.network.logits(unit_images(batch["image"]), training=False)}
 
     def describe(self) -> dict:
         """See `Stage`."""

@@ -1,30 +1,38 @@
-"""Training with labels: linear evaluation of a frozen encoder."""
+"""Training with labels: linear evaluation, fine-tuning and training from scratch differ by configuration only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from simclr_tf import losses
-from simclr_tf.data.augment import Augment
+from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, one_crop
 from simclr_tf.errors import UserError
-from simclr_tf.models.network import Network
+from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input, Stage
 
 
 class Supervised(Stage):
-    """Cross-entropy on labelled images; here with a frozen encoder, whose batch norm stays in inference mode."""
+    """Cross-entropy on labelled images, with a classifier on a chosen layer of the projection head.
 
-    name = "linear_eval"
+    Chen et al. 2020b, section 2: fine-tuning starts from the first layer of a three-layer head, not from the encoder's
+    output. What is frozen passes no gradient, and its batch norm stays in inference mode.
+    """
 
     def __init__(
         self,
+        name: str,
         data: Data,
         augment: Augment,
         make_encoder: Callable[..., ResNet],
+        make_head: Callable[..., ProjectionHead] | None = None,
+        head_layer: int = 0,
+        freeze_up_to: str | None = None,
+        zero_init_classifier: bool = False,
         weight_decay: float = 0.0,
         precision: str = "float32",
         data_dir: str | None = None,
@@ -32,38 +40,49 @@ class Supervised(Stage):
         """Creates the stage and its variables.
 
         Args:
-          data: labelled images.
+          name: what the stage is called in messages and results.
+          data: labelled images; of a labelled subset only those are trained on.
           augment: crop and flip, as a rule.
           make_encoder: takes `dtype`.
+          make_head: takes `input_dim`, `used_layers` and `dtype`; only needed for a `head_layer` above 0.
+          head_layer: the projection head's layer that the classifier reads; 0 is the encoder's output. Later layers are
+            thrown away.
+          freeze_up_to: name of an output up to which nothing changes, or None; see `Network.frozen_up_to`.
+          zero_init_classifier: start with equal logits instead of small random ones.
           weight_decay: of the classifier's kernel, through the loss: half of it times the squared norm.
           precision: "float32", "bfloat16" or "float64".
           data_dir: where data sets lie.
 
         Raises:
-          UserError: where there are no labels.
+          UserError: where there are no labels, or for a setting that makes no sense.
         """
-        super().__init__(name=self.name)
+        super().__init__(name=name)
         if not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
             raise UserError(f"Supervised.weight_decay is {weight_decay!r}; use a number of at least 0")
         self._data_dir = data_dir
         self._data, self._augment, self._weight_decay = data, augment, weight_decay
         self.max_bad_images = data.max_bad_images
-        self._train_source = data.open(data.train_split, data_dir)
+        self._train_source = data.open_labelled(data_dir)
         if not self._train_source.class_names:
             raise UserError(
-                f"{self._train_source.name} has no labels, and linear evaluation needs them; sort a folder's images "
+                f"{self._train_source.name} has no labels, and training with labels needs them; sort a folder's images "
                 "into one sub-folder a class, or choose a labelled data set"
             )
         self.network = Network(
             make_encoder=make_encoder,
+            make_head=with_first_layers(make_head, head_layer, owner="Supervised"),
             num_classes=len(self._train_source.class_names),
+            classifier_layer=head_layer,
+            zero_init_classifier=zero_init_classifier,
             image_size=data.image_size,
             precision=precision,
         )
+        self._freeze_up_to = freeze_up_to
+        self._frozen = self.network.frozen_up_to(freeze_up_to)
 
-    def train_input(self) -> Input:
+    def train_inputs(self) -> dict[str, Input]:
         """See `Stage`."""
-        return Input(self._train_source, one_crop(self._data.image_size, self._augment.crop_box))
+        return {"labelled": Input(self._train_source, one_crop(self._data.image_size, self._augment.crop_box))}
 
     def eval_input(self) -> Input:
         """See `Stage`."""
@@ -72,16 +91,19 @@ class Supervised(Stage):
     @property
     def trained_variables(self) -> list[tf.Variable]:
         """See `Stage`."""
-        return self.network.classifier.trainable_variables
+        frozen = {id(variable) for variable in self.frozen_variables}
+        parts = self.network.parts().values()
+        return [variable for part in parts for variable in part.trainable_variables if id(variable) not in frozen]
 
     @property
     def frozen_variables(self) -> list[tf.Variable]:
         """See `Stage`."""
-        return self.network.encoder.variables
+        return self._frozen.variables()
 
     def train_batch(self, batch, seeds):
-        """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3], and `label`."""
-        logits = self.network.logits(self._augment(batch["image"], seeds), training=False)
+        """See `Stage`; the stream `labelled` has `image`, uint8 [B, S, S, 3], and `label`."""
+        batch, seeds = batch["labelled"], seeds["labelled"]
+        logits = self.network.logits(self._augment(batch["image"], seeds), training=True, frozen=self._frozen)
         return {"cross_entropy": losses.cross_entropy(batch["label"], logits)}, {
             "accuracy": losses.top_1(batch["label"], logits)
         }
@@ -94,13 +116,23 @@ class Supervised(Stage):
 
     def eval_batch(self, batch):
         """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3]."""
-        return {"logits": self.network.logits(tf.cast(batch["image"], self.network.dtype) / 255, training=False)}
+        return {"logits": self.network.logits(unit_images(batch["image"]), training=False)}
+
+    def initial_parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `Stage`; a classifier starts anew."""
+        return ("encoder", "head"), ()
 
     def describe(self) -> dict:
         """See `Stage`."""
         return {
             "stage": self.name,
             "network": self.network.describe(),
+            "freeze_up_to": self._freeze_up_to,
             "class_names": list(self._train_source.class_names),
             "data": self._data.describe(),
         }
+
+    def files(self) -> dict[str, str]:
+        """See `Stage`; the labelled subset that was used."""
+        return self._data.subset_files(self._train_source)
+
