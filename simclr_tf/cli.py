@@ -18,6 +18,7 @@ _MODE = flags.DEFINE_string("mode", None, "What to do; see the list above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run whose network to start from.")
+_TEACHER = flags.DEFINE_string("teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate.")
 _STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 _TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
 _VIRTUAL_DEVICES = flags.DEFINE_integer("virtual_devices", 0, "Split the CPU into so many devices, to try distribution.")
@@ -33,16 +34,26 @@ class Operation(NamedTuple):
       summary: one line for the help.
       configurable: what runs, by its gin name.
       trains: whether it writes a workdir of its own, rather than asking something of one that is there.
+      takes: flags about other runs and files that it may be given.
+      needs: the same that it must be given.
     """
 
     summary: str
     configurable: str
     trains: bool
+    takes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
+
+# Flags that name other runs and files; an operation says which of them it takes or needs.
+_ABOUT_OTHERS = ("init_from", "teacher")
 
 OPERATIONS = {
-    "pretrain": Operation("learn from images without labels", "train", True),
-    "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True),
+    "pretrain": Operation("learn from images without labels", "train", True, ("init_from",)),
+    "finetune": Operation("train --init_from further on a few labels", "train", True, needs=("init_from",)),
+    "supervised": Operation("train from scratch on the same labels, for comparison", "train", True),
+    "distill": Operation("train a student to imitate --teacher without labels", "train", True, ("init_from",), ("teacher",)),
+    "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)),
     "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
     "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
     "demo": Operation("pretrain on the embedded images and compare with an untrained encoder", "", True),
@@ -80,8 +91,13 @@ def _check_usage(argv: list[str]) -> Operation:
         flags.FLAGS.set_default("workdir", "runs/demo")
     if not _WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
-    if _INIT_FROM.value and not OPERATIONS[mode].trains:
-        raise UsageError(f"--mode={mode} takes no --init_from; give the run it is to look at as --workdir")
+    for flag in _ABOUT_OTHERS:
+        given = flags.FLAGS[flag].value is not None
+        if given and flag not in OPERATIONS[mode].takes + OPERATIONS[mode].needs:
+            takers = [name for name, operation in OPERATIONS.items() if flag in operation.takes + operation.needs]
+            raise UsageError(f"--mode={mode} takes no --{flag}; only {', '.join(takers)} can use it")
+        if flag in OPERATIONS[mode].needs and not given:
+            raise UsageError(f"--{flag} is missing; --mode={mode} needs {flags.FLAGS[flag].help[0].lower()}{flags.FLAGS[flag].help[1:]}")
     return OPERATIONS[mode]
 
 
@@ -101,16 +117,22 @@ def _check_writable(workdir: str) -> None:
 
 
 def _inherited(operation: Operation) -> list[str]:
-    """Bindings that follow from the run that is started from or looked at: its network and its data."""
-    from simclr_tf import checkpoint
+    """Bindings that follow from the run that is started from, imitated or looked at: its network and its data."""
+    from simclr_tf import checkpoint, records
+    from simclr_tf.stack import tf
 
-    source = _INIT_FROM.value if operation.trains else _WORKDIR.value
-    if not source:
-        return []
-    description = checkpoint.read_architecture(source, "--init_from" if operation.trains else "--workdir")
-    sections = {"Data": description["data"]}
-    if operation.trains:
-        sections["ResNet"] = description["network"]["encoder"]
+    source, flag = (_INIT_FROM.value, "--init_from") if operation.trains else (_WORKDIR.value, "--workdir")
+    sections = {}
+    if source:
+        description = checkpoint.read_architecture(source, flag)
+        sections["Data"] = description["data"]
+        if operation.trains:
+            sections["ResNet"] = description["network"]["encoder"]
+            head = description["network"]["head"]
+            if head:
+                sections["ProjectionHead"] = {name: head[name] for name in ("num_layers", "output_dim")}
+    elif _TEACHER.value and tf.io.gfile.exists(os.path.join(_TEACHER.value, records.ARCHITECTURE)):
+        sections["Data"] = checkpoint.read_architecture(_TEACHER.value, "--teacher")["data"]
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
 
 
@@ -140,6 +162,7 @@ def _run(argv: list[str]) -> None:
         strategy=strategy,
         data_dir=_DATA_DIR.value,
         init_from=_INIT_FROM.value,
+        teacher=_TEACHER.value,
         dry_run=_DRY_RUN.value,
         built=built,
         stepped=lambda: config.save_operative(_WORKDIR.value),

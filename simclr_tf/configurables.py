@@ -14,6 +14,7 @@ from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
 from simclr_tf.optim.schedules import WarmupCosine
+from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
 
@@ -24,6 +25,7 @@ _CONFIGURABLES = {
     "ProjectionHead": ProjectionHead,
     "Pretrain": Pretrain,
     "Supervised": Supervised,
+    "Distill": Distill,
     "Lars": Lars,
     "Sgd": Sgd,
     "AdamW": AdamW,
