@@ -32,7 +32,7 @@ class Operation(NamedTuple):
 
     Attributes:
       summary: one line for the help.
-      configurable: what runs, by its gin name.
+      configurable: what runs, by its gin name; empty for a sequence of other operations.
       trains: whether it writes a workdir of its own, rather than asking something of one that is there.
       takes: flags about other runs and files that it may be given.
       needs: the same that it must be given.
@@ -56,7 +56,8 @@ OPERATIONS = {
     "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)),
     "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
     "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
-    "demo": Operation("pretrain on the embedded images and compare with an untrained encoder", "", True),
+    "all": Operation("pretrain, fine-tune and distill, one after the other", "", True),
+    "demo": Operation("the whole story on the embedded images, in ten minutes", "", True),
 }
 
 
@@ -136,12 +137,26 @@ def _inherited(operation: Operation) -> list[str]:
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
 
 
+def _run_sequence() -> None:
+    from simclr_tf import demo, sequence
+
+    others = [f"--{name}={value}" for name in ("data_dir", "strategy", "tpu") if (value := flags.FLAGS[name].value)]
+    if _VIRTUAL_DEVICES.value:
+        others.append(f"--virtual_devices={_VIRTUAL_DEVICES.value}")
+    if _DRY_RUN.value:
+        raise UsageError(f"--mode={_MODE.value} has no --dry_run; each of its stages has")
+    if _MODE.value == "demo":
+        if _GIN_FILE.value or _GIN_PARAM.value:
+            raise UsageError("--mode=demo takes no gin files or parameters; --mode=all does the same for your own settings")
+        demo.run(_WORKDIR.value, others=others)
+        return
+    sequence.run_all(_WORKDIR.value, gin_files=_GIN_FILE.value, gin_params=_GIN_PARAM.value, others=others)
+
+
 def _run(argv: list[str]) -> None:
     operation = _check_usage(argv)
-    if _MODE.value == "demo":
-        from simclr_tf import demo
-
-        demo.run(_WORKDIR.value)
+    if not operation.configurable:
+        _run_sequence()
         return
     from simclr_tf import cluster, config, configurables
     from simclr_tf.train import Place
@@ -177,7 +192,7 @@ def _guarded(run: Callable[[], None]) -> int:
         return 0
     except UserError as error:
         print(f"simclr: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("simclr: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

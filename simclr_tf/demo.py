@@ -1,46 +1,60 @@
-"""`make demo`: the commands a user would type, one after the other, and a table of what came of them."""
+"""`make demo`: the commands a user would type, one after the other, and tables of what came of them."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
-import sys
 import time
 
 from simclr_tf import records
-from simclr_tf.errors import UserError
 from simclr_tf.progress import duration
+from simclr_tf.sequence import run_command, table
+
+# Name in the table -> sub-folder, for the runs that end with a classifier.
+_CLASSIFIERS = {
+    "from scratch, few labels": "supervised",
+    "pretrained, then fine-tuned": "finetune",
+    "distilled into a smaller student": "distill",
+}
 
 
-def _simclr(*arguments: str) -> None:
-    print(f"\n$ simclr {shlex.join(arguments)}", flush=True)
-    code = subprocess.call([sys.executable, "-m", "simclr_tf.cli", *arguments])
-    if code:
-        raise UserError(f"the demo stopped: simclr {shlex.join(arguments)} ended with exit code {code}")
+def run(workdir: str, *, others: list[str]) -> None:
+    """Tells the whole story on the embedded images.
 
-
-def run(workdir: str) -> None:
-    """Pretrains without labels, then compares the encoder with an untrained one by kNN and linear evaluation.
+    Pretrains without labels and compares the encoder with an untrained one; fine-tunes it on a few labels and compares
+    with training from scratch on the same labels; distills it into a smaller student.
 
     Args:
       workdir: folder of the runs, one sub-folder each. What is finished there is not done again.
+      others: flags that every command gets.
     """
     started = time.monotonic()
-    pretrained, trained, untrained = (os.path.join(workdir, name) for name in ("pretrain", "linear", "untrained"))
-    _simclr("--mode=pretrain", f"--workdir={pretrained}")
-    _simclr("--mode=linear_eval", f"--init_from={pretrained}", f"--workdir={trained}")
-    _simclr("--mode=linear_eval", f"--workdir={untrained}")
-    for folder in (pretrained, untrained):
-        _simclr("--mode=knn", f"--workdir={folder}")
 
-    rows = []
-    for name, encoder, linear in (("untrained", untrained, untrained), ("pretrained without labels", pretrained, trained)):
-        knn = records.read_json(os.path.join(encoder, "knn.json"))["top_1"]
-        top_1 = records.read_json(os.path.join(linear, records.RESULT))["evaluation"]["top_1"]
-        rows.append(f"| {name:<26} | {100 * knn:>9.1f} % | {100 * top_1:>10.1f} % |")
-    print(
-        f"\nWhat the encoder knows of 1,000 test photographs in 10 classes (chance: 10 %), after {duration(time.monotonic() - started)}:\n\n"
-        "| encoder                    | kNN top-1   | linear top-1 |\n"
-        "| -------------------------- | ----------- | ------------ |\n" + "\n".join(rows) + f"\n\nAll runs are in {workdir}/."
-    )
+    def simclr(mode: str, name: str, **sources: str) -> None:
+        flags = [f"--{flag}={os.path.join(workdir, source)}" for flag, source in sources.items()]
+        run_command(f"--mode={mode}", *flags, f"--workdir={os.path.join(workdir, name)}", *others)
+
+    simclr("pretrain", "pretrain")
+    simclr("linear_eval", "linear", init_from="pretrain")
+    simclr("linear_eval", "untrained")
+    simclr("knn", "pretrain")
+    simclr("knn", "untrained")
+    simclr("supervised", "supervised")
+    simclr("finetune", "finetune", init_from="pretrain")
+    simclr("distill", "distill", teacher="finetune")
+
+    print(f"\nThe whole story took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 classes:")
+    print(f"\nWhat the encoder knows without having seen a label\n\n{_encoders(workdir)}")
+    rows = [(name, os.path.join(workdir, folder)) for name, folder in _CLASSIFIERS.items()]
+    print(f"\nWhat a few labels make of it\n\n{table(rows)}\n\nAll runs are in {workdir}/.")
+
+
+def _encoders(workdir: str) -> str:
+    lines = ["| encoder                   | kNN top-1 | linear top-1 |", "| ------------------------- | --------: | -----------: |"]
+    for name, encoder, linear in (
+        ("untrained", "untrained", "untrained"),
+        ("pretrained without labels", "pretrain", "linear"),
+    ):
+        knn = records.read_json(os.path.join(workdir, encoder, "knn.json"))["top_1"]
+        top_1 = records.read_json(os.path.join(workdir, linear, records.RESULT))["evaluation"]["top_1"]
+        lines.append(f"| {name:<25} | {100 * knn:>7.1f} % | {100 * top_1:>10.1f} % |")
+    return "\n".join(lines)

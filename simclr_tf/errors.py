@@ -1,13 +1,25 @@
 """The one exception for what a user can put right."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """A known problem, told in one line: what was wrong, what was found, what to do.
 
-    The command line prints the message alone and exits with code 1. Anything else that is raised is a bug and keeps
+    The command line prints the message alone and exits with `exit_code`. Anything else that is raised is a bug and keeps
     its traceback.
     """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, exit_code: int | None = None):
+        """Takes the line to print and, where it is not the class's own, the exit code."""
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class UsageError(UserError):
     """A command line that cannot be meant as written; exits with code 2."""
+
+    exit_code = 2
