@@ -1,0 +1,324 @@
+"""Teachers for distillation: a run's workdir, or any SavedModel that maps images to class logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from simclr_tf import checkpoint, records
+from simclr_tf.errors import UserError
+from simclr_tf.stack import tf
+
+# What `--mode=export` stores beside a SavedModel of its own, among its assets.
+EXPORT_DETAILS = "export.json"
+# Outputs that are 2-D and float but certainly not class scores.
+_FEATURE_NAMES = frozenset(
+    "default_features embedding embeddings feature_vector features final_avg_pool pooled_features pre_logits proj_head_input "
+    "proj_head_output projection".split()
+)
+# What TensorFlow raises for a SavedModel that is cut off, of another format, or needs operations that are not here.
+_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, tf.errors.OpError)
+_PROBE_SIZE = 128
+
+
+class Teacher:
+    """A frozen classifier in inference mode.
+
+    It is deliberately no `tf.Module`: an attribute of that kind would bring its variables into a stage's
+    `trainable_variables` and checkpoints.
+
+    Attributes:
+      num_classes: of its logits.
+      image_size: of the square images that it was made for, in pixels; None where it does not say.
+      class_names: [num_classes], or empty where they are unknown.
+      variables: all of its variables; nothing here ever changes them.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        num_classes: int,
+        image_size: int | None,
+        class_names: list[str],
+        variables: list[tf.Variable],
+        description: dict,
+    ):
+        """Use `load_teacher`.
+
+        Args:
+          compute: [B, H, W, 3] float32 in [0, 1] -> [B, num_classes].
+          num_classes: see the class.
+          image_size: see the class.
+          class_names: see the class.
+          variables: see the class.
+          description: where it comes from, as plain values.
+        """
+        self._compute = compute
+        self._description = description
+        self.num_classes, self.image_size = num_classes, image_size
+        self.class_names, self.variables = class_names, variables
+
+    def logits(self, images: tf.Tensor) -> tf.Tensor:
+        """Computes class logits; no gradient flows back from them.
+
+        Args:
+          images: [B, H, W, 3] in [0, 1], any float type.
+
+        Returns:
+          [B, num_classes] float32.
+        """
+        logits = tf.cast(self._compute(tf.cast(images, tf.float32)), tf.float32)
+        return tf.stop_gradient(tf.ensure_shape(logits, [None, self.num_classes]))
+
+    __call__ = logits
+
+    def describe(self) -> dict:
+        """Returns what it is and where it came from, as plain values for `architecture.json`."""
+        return {**self._description, "num_classes": self.num_classes, "image_size": self.image_size}
+
+
+def load_teacher(path: str, *, precision: str = "float32", flag: str = "--teacher") -> Teacher:
+    """Loads a classifier to be imitated; to be called inside the strategy's scope.
+
+    Args:
+      path: a workdir of this project with a classifier in it, or a folder with a SavedModel (ours or anybody's) that
+        takes one float image batch, [B, H, W, 3] in [0, 1]; a folder of versions that `--mode=export` wrote stands for
+        the newest one.
+      precision: what a workdir's network computes in; a SavedModel computes in what it was saved with.
+      flag: what `path` was given as, for messages.
+
+    Returns:
+      The teacher.
+
+    Raises:
+      UserError: where there is none, it has no class logits, or it is not clear which output they are.
+    """
+    if tf.io.gfile.exists(os.path.join(path, records.ARCHITECTURE)):
+        return _from_workdir(path, precision, flag)
+    folder = _saved_model_folder(path)
+    if folder is None:
+        found = "no such folder"
+        if tf.io.gfile.exists(path):
+            found = f"it has neither {records.ARCHITECTURE} nor saved_model.pb"
+        raise UserError(f"{flag}={path} is no teacher ({found}); give a run's workdir or a SavedModel's folder")
+    return _from_saved_model(folder, flag)
+
+
+def _from_workdir(path: str, precision: str, flag: str) -> Teacher:
+    network, description, _ = checkpoint.load_network(path, precision=precision, flag=flag)
+    if network.classifier is None:
+        raise UserError(
+            f"{flag}={path} has no classifier (it was trained without labels), so there is nothing to imitate; give a "
+            "fine-tuned run"
+        )
+    return Teacher(
+        lambda images: network.logits(images, training=False),
+        num_classes=network.num_classes,
+        image_size=network.image_size,
+        class_names=list(description.get("class_names") or ()),
+        variables=[variable for part in network.parts().values() for variable in part.variables],
+        description={"kind": "workdir", "path": path, "network": network.describe()},
+    )
+
+
+def _saved_model_folder(path: str) -> str | None:
+    """The SavedModel's folder: `path` itself, its `classifier`, or those of its newest numbered version."""
+
+    def holds(folder: str) -> bool:
+        return any(tf.io.gfile.exists(os.path.join(folder, f"saved_model.{kind}")) for kind in ("pb", "pbtxt"))
+
+    candidates = [path, os.path.join(path, "classifier")]
+    if tf.io.gfile.isdir(path):
+        versions = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
+        for version in sorted((v for v in versions if v.isdigit()), key=int, reverse=True):
+            candidates += [os.path.join(path, version), os.path.join(path, version, "classifier")]
+    return next((folder for folder in candidates if holds(folder)), None)
+
+
+def _from_saved_model(folder: str, flag: str) -> Teacher:
+    try:
+        loaded = tf.saved_model.load(folder)
+    except _UNLOADABLE as error:
+        raise UserError(
+            f"the SavedModel {flag}={folder} cannot be loaded ({_first_line(error)}); for a published SimCLR checkpoint "
+            "or TF1 hub module run --mode=convert --source of it first and give its workdir"
+        ) from None
+    details = _details(folder)
+    if details.get("kind") == "feature_vector":
+        raise UserError(
+            f"{flag}={folder} is an export of features without class logits; give the classifier that was exported "
+            "beside it, or a fine-tuned run's workdir"
+        )
+    reasons = []
+    for way in (_signature, _call):
+        try:
+            run, spec, how = way(loaded)
+            size = _image_size(spec)
+            name, pick = _choose(run, spec, size)
+        except _Unfit as reason:
+            reasons.append(str(reason))
+            continue
+        size = size or details.get("image_size")
+        break
+    else:
+        raise UserError(f"{flag}={folder} cannot serve as a teacher: {'; '.join(reasons)}")
+
+    def compute(images: tf.Tensor) -> tf.Tensor:
+        return pick(run(images))
+
+    sample = _run_once(compute, size or _PROBE_SIZE)
+    if sample.shape[1] < 2:
+        raise UserError(
+            f"{flag}={folder}: its output {name!r} has {sample.shape[1]} column(s), but a teacher needs a logit for each "
+            "of two classes or more; give another SavedModel"
+        )
+    # The logarithm of softmax probabilities is the logits less a constant, which no softmax sees.
+    probabilities = bool(np.all(sample >= 0) and np.allclose(sample.sum(axis=1), 1, atol=1e-3))
+
+    def logits(images: tf.Tensor) -> tf.Tensor:
+        outputs = compute(images)
+        return tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), 1e-30)) if probabilities else outputs
+
+    return Teacher(
+        logits,
+        num_classes=sample.shape[1],
+        image_size=size,
+        class_names=list(details.get("class_names") or ()),
+        variables=_variables(loaded),
+        description={
+            "kind": "saved_model",
+            "path": folder,
+            "called_by": how,
+            "output": name,
+            "output_is": "probabilities" if probabilities else "logits",
+        },
+    )
+
+
+class _Unfit(Exception):
+    """Why a way of calling a SavedModel does not lead to logits."""
+
+
+def _signature(loaded) -> tuple[Callable, tf.TensorSpec, str]:
+    """The serving signature, which is in inference mode by its nature."""
+    signatures = dict(getattr(loaded, "signatures", None) or {})
+    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    if name is None:
+        raise _Unfit("it has no signature")
+    function = signatures[name]
+    inputs = function.structured_input_signature[1]
+    if len(inputs) != 1:
+        raise _Unfit(f"its signature {name} takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), not one image batch")
+    argument, spec = next(iter(inputs.items()))
+    _check_images(spec, f"its signature {name}")
+    return lambda images: function(**{argument: images}), spec, f"signature {name}"
+
+
+def _call(loaded) -> tuple[Callable, tf.TensorSpec, str]:
+    """The object called as a hub module is, with training (in the published SimCLR exports: trainable) off."""
+    if not callable(loaded):
+        raise _Unfit("it cannot be called either")
+    spec = _call_spec(loaded)
+    _check_images(spec, "the call")
+    ways = {"training=False": {"training": False}, "trainable=False": {"trainable": False}, "no mode": {}}
+    for how, mode in ways.items():
+        run = _bind(loaded, mode)
+        try:
+            tf.function(run).get_concrete_function(spec)
+        except (TypeError, ValueError):  # What a restored function raises when it was not saved for such a call.
+            continue
+        return run, spec, f"call with {how}"
+    raise _Unfit("it cannot be called with one image batch (and training or trainable)")
+
+
+def _bind(loaded, mode: dict) -> Callable:
+    return lambda images: loaded(images, **mode)
+
+
+def _call_spec(loaded) -> tf.TensorSpec:
+    """The image argument of the first function that the call was saved with."""
+    call = getattr(loaded, "__call__", None)
+    for function in getattr(call, "concrete_functions", ()):
+        specs = [x for x in tf.nest.flatten(function.structured_input_signature) if isinstance(x, tf.TensorSpec)]
+        images = [spec for spec in specs if spec.shape.rank in (None, 4)]
+        if len(images) == 1:
+            return tf.TensorSpec(images[0].shape, images[0].dtype)
+    return tf.TensorSpec([None, None, None, 3], tf.float32)
+
+
+def _check_images(spec: tf.TensorSpec, what: str) -> None:
+    shape = spec.shape
+    if spec.dtype != tf.float32:
+        raise _Unfit(f"{what} takes {spec.dtype.name}, not float32 images in [0, 1]")
+    if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (3, None) or shape[0] is not None):
+        raise _Unfit(f"{what} takes shape {tuple(shape)}, not [batch, height, width, 3] of any batch")
+
+
+def _image_size(spec: tf.TensorSpec) -> int | None:
+    return spec.shape[1] if spec.shape.rank == 4 else None
+
+
+def _flatten(outputs) -> dict[str, tf.Tensor]:
+    """A function's outputs by name, whatever their structure."""
+    if isinstance(outputs, dict):
+        parts = {str(name): value for name, value in outputs.items()}
+    elif isinstance(outputs, (list, tuple)):
+        parts = {f"output_{i}": value for i, value in enumerate(outputs)}
+    else:
+        return {"output": outputs}
+    named = {}
+    for name, value in parts.items():
+        nested = _flatten(value)
+        named.update({name: value} if set(nested) == {"output"} else {f"{name}/{k}": v for k, v in nested.items()})
+    return named
+
+
+def _choose(run: Callable, spec: tf.TensorSpec, size: int | None) -> tuple[str, Callable]:
+    """Finds the output with the class scores by its shape, type and, where several remain, name."""
+    size = size or _PROBE_SIZE
+    traced = tf.function(run).get_concrete_function(tf.TensorSpec([None, size, size, 3], spec.dtype))
+    outputs = _flatten(traced.structured_outputs)
+    flat = {
+        name: value
+        for name, value in outputs.items()
+        if isinstance(value, (tf.Tensor, tf.TensorSpec)) and value.dtype.is_floating and value.shape.rank in (2, None)
+    }
+    named = [name for name in flat if name == "logits"] or [name for name in flat if "logits" in name.lower()]
+    others = [name for name in flat if name.lower() not in _FEATURE_NAMES]
+    chosen = named or others
+    if not chosen:
+        raise _Unfit(f"no output is [batch, classes] class scores (found {', '.join(sorted(outputs)) or 'none'})")
+    if len(chosen) > 1:
+        raise _Unfit(f"which of its outputs are the logits is not clear ({', '.join(sorted(chosen))}); name one 'logits'")
+    return chosen[0], lambda structure: _flatten(structure)[chosen[0]]
+
+
+def _run_once(compute: Callable, size: int) -> np.ndarray:
+    """Computes two images as training will: by the strategy, on the first replica's device."""
+    strategy = tf.distribute.get_strategy()
+    images = tf.constant(np.random.default_rng(0).uniform(size=(2, size, size, 3)), tf.float32)
+
+    @tf.function
+    def run(images):
+        return strategy.run(compute, args=(images,))
+
+    return strategy.experimental_local_results(run(images))[0].numpy()
+
+
+def _details(folder: str) -> dict:
+    """What this project stored beside its own export; empty for others."""
+    file = os.path.join(folder, "assets", EXPORT_DETAILS)
+    return records.read_json(file) if tf.io.gfile.exists(file) else {}
+
+
+def _variables(loaded) -> list[tf.Variable]:
+    """Every variable that hangs on the object, whatever its attributes are called; each once, in a fixed order."""
+    found = [part for part in tf.train.TrackableView(loaded).descendants() if isinstance(part, tf.Variable)]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
