@@ -1,0 +1,114 @@
+"""Contact sheets: images in a grid with names, as a PNG that any viewer and browser shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (32, 33, 36), (110, 113, 120)
+_GAP, _MARGIN, _FRAME = 6, 12, 3
+_TEXT = 13
+
+
+class Cell(NamedTuple):
+    """One picture of a sheet.
+
+    Attributes:
+      image: [H, W, 3] uint8, or floating in [0, 1].
+      caption: what to write below it; cut to fit.
+      frame: color of a frame around it, (red, green, blue) in 0..255, or None.
+    """
+
+    image: np.ndarray
+    caption: str = ""
+    frame: tuple[int, int, int] | None = None
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 pixels of uint8 or of floating ones in [0, 1].
+
+    >>> to_uint8(np.float32([[[0.0, 0.5, 1.0]]])).tolist()
+    [[[0, 128, 255]]]
+    """
+    image = np.asarray(image)
+    return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def png(image: Image.Image | np.ndarray) -> bytes:
+    """Returns the bytes of a PNG file of a picture, or of [H, W, 3] pixels."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(to_uint8(image))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def draw(
+    rows: Sequence[Sequence[Cell]],
+    *,
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    title: str = "",
+    cell_pixels: int = 96,
+) -> Image.Image:
+    """Draws images in a grid.
+
+    Args:
+      rows: the pictures; rows may differ in length. Each picture keeps its proportions.
+      columns: what to write above each column.
+      names: what to write to the left of each row.
+      title: what to write above all.
+      cell_pixels: side of the square that a picture fills. Small images are enlarged pixel by pixel, large ones averaged.
+
+    Returns:
+      An RGB picture.
+    """
+    font = ImageFont.load_default(size=_TEXT)
+    heading = ImageFont.load_default(size=_TEXT + 4)
+    line = _TEXT + 5
+    longest = int(max([font.getlength(name) for name in names], default=0))
+    left = _MARGIN + (min(longest, 2 * cell_pixels) + 2 * _GAP if names else 0)
+    top = _MARGIN + (line + 10 if title else 0) + (line if columns else 0)
+    caption = line if any(cell.caption for row in rows for cell in row) else 0
+    step_x, step_y = cell_pixels + _GAP, cell_pixels + _GAP + caption
+    count = max([len(row) for row in rows] + [len(columns)], default=0)
+    width = max(left + count * step_x - _GAP, int(heading.getlength(title)) + _MARGIN) + _MARGIN
+    sheet = Image.new("RGB", (width, top + len(rows) * step_y - _GAP + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN, _MARGIN - 4), title, _INK, heading)
+    for x, text in enumerate(columns):
+        pen.text((left + x * step_x, top - line), _cut(text, font, cell_pixels), _INK, font)
+    for y, row in enumerate(rows):
+        if y < len(names):
+            text = _cut(names[y], font, left - _MARGIN - _GAP)
+            pen.text((_MARGIN, top + y * step_y + (cell_pixels - line) // 2), text, _INK, font)
+        for x, cell in enumerate(row):
+            corner = (left + x * step_x, top + y * step_y)
+            _place(sheet, pen, cell, corner, cell_pixels)
+            pen.text((corner[0], corner[1] + cell_pixels + 1), _cut(cell.caption, font, cell_pixels), _FAINT, font)
+    return sheet
+
+
+def _place(sheet: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], side: int) -> None:
+    picture = Image.fromarray(to_uint8(cell.image))
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+    x, y = (start + (side - length) // 2 for start, length in zip(corner, size))
+    sheet.paste(picture, (x, y))
+    if cell.frame is not None:
+        pen.rectangle([x, y, x + size[0] - 1, y + size[1] - 1], outline=cell.frame, width=_FRAME)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, pixels: int) -> str:
+    """Cuts a text that is longer than its place."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= pixels:
+        return text
+    while text and font.getlength(text + "…") > pixels:
+        text = text[:-1]
+    return text + "…"
