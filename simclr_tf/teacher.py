@@ -219,34 +219,34 @@ def _signature(loaded) -> tuple[Callable, tf.TensorSpec, str]:
 
 def _call(loaded) -> tuple[Callable, tf.TensorSpec, str]:
     """The object called as a hub module is, with training (in the published SimCLR exports: trainable) off."""
-    if not callable(loaded):
+    functions = getattr(getattr(loaded, "__call__", None), "concrete_functions", ())
+    if not functions:
         raise _Unfit("it cannot be called either")
-    spec = _call_spec(loaded)
-    _check_images(spec, "the call")
-    ways = {"training=False": {"training": False}, "trainable=False": {"trainable": False}, "no mode": {}}
-    for how, mode in ways.items():
-        run = _bind(loaded, mode)
-        try:
-            tf.function(run).get_concrete_function(spec)
-        except (TypeError, ValueError):  # What a restored function raises when it was not saved for such a call.
-            continue
-        return run, spec, f"call with {how}"
-    raise _Unfit("it cannot be called with one image batch (and training or trainable)")
+    # Looked up rather than tried out: in TensorFlow 2.15 a call that does not fit never gives its lock back.
+    for function in functions:
+        leaves = tf.nest.flatten(function.structured_input_signature)
+        specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
+        modes = _modes(function)
+        if len(specs) == 1 and specs[0].shape.rank in (None, 4) and not any(modes.values()):
+            _check_images(specs[0], "the call")
+            how = ", ".join(f"{name}={value}" for name, value in modes.items()) or "the images alone"
+            return _bind(loaded, function.structured_input_signature), specs[0], f"call with {how}"
+    raise _Unfit("it cannot be called with one image batch (and training or trainable off)")
 
 
-def _bind(loaded, mode: dict) -> Callable:
-    return lambda images: loaded(images, **mode)
+def _modes(function) -> dict[str, object]:
+    """The plain values of a saved call that choose between training and inference."""
+    positional, named = function.structured_input_signature
+    values = {**dict(zip(function.function_type.parameters, positional)), **named}
+    return {name: value for name, value in values.items() if name in ("training", "trainable", "is_training")}
 
 
-def _call_spec(loaded) -> tf.TensorSpec:
-    """The image argument of the first function that the call was saved with."""
-    call = getattr(loaded, "__call__", None)
-    for function in getattr(call, "concrete_functions", ()):
-        specs = [x for x in tf.nest.flatten(function.structured_input_signature) if isinstance(x, tf.TensorSpec)]
-        images = [spec for spec in specs if spec.shape.rank in (None, 4)]
-        if len(images) == 1:
-            return tf.TensorSpec(images[0].shape, images[0].dtype)
-    return tf.TensorSpec([None, None, None, 3], tf.float32)
+def _bind(loaded, signature: tuple) -> Callable:
+    def run(images: tf.Tensor):
+        args, kwargs = tf.nest.map_structure(lambda x: images if isinstance(x, tf.TensorSpec) else x, signature)
+        return loaded(*args, **kwargs)
+
+    return run
 
 
 def _check_images(spec: tf.TensorSpec, what: str) -> None:
