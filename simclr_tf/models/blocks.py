@@ -42,7 +42,9 @@ class Conv(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""
-        padding = "SAME" if self._strides == 1 else _fixed_padding(self._kernel_size)
+        padding = "SAME" if self._strides == 1 else "VALID"
+        if self._strides > 1 and self._kernel_size > 1:
+            inputs = tf.pad(inputs, _fixed_padding(self._kernel_size))
         outputs = tf.nn.conv2d(inputs, tf.convert_to_tensor(self.kernel), self._strides, padding)
         return outputs if self.bias is None else outputs + self.bias
 
