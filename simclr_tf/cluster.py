@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import NamedTuple
 
-from absl import logging
-
+from simclr_tf import hosts
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+class Role(NamedTuple):
+    """What part this process has in its run.
+
+    Attributes:
+      index: its number.
+      count: how many processes there are. A TPU pod is led by one process, whatever its number of hosts.
+    """
+
+    index: int
+    count: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes what is to be written once."""
+        return self.index == 0
+
+
+def role(strategy: tf.distribute.Strategy) -> Role:
+    """Returns this process's part in a strategy that `make_strategy` made."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return Role(0, 1)
+    resolver = strategy.cluster_resolver
+    return Role(resolver.task_id or 0, max(1, len(resolver.cluster_spec().as_dict().get("worker", []))))
 
 
 def _split_cpu(virtual_devices: int) -> None:
@@ -28,14 +54,32 @@ def _split_cpu(virtual_devices: int) -> None:
             ) from None
 
 
+def _tpu_address(name: str) -> str:
+    """What the resolver needs for --tpu: "local" becomes all hosts' addresses where the TPU has several."""
+    if name != "local":
+        return name
+    workers = hosts.of_tpu_vm()
+    if workers is None or len(workers.addresses) == 1:
+        return name
+    if workers.index:
+        raise UserError(
+            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); start the "
+            "run on host 0 only, which leads the others"
+        )
+    return ",".join(f"grpc://{address}" for address in workers.addresses)
+
+
 def _tpu(name: str) -> tf.distribute.Strategy:
+    address = _tpu_address(name)
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no TPU answers to --tpu={name!r} ({reason}); use 'local' on a TPU VM, else its name") from None
+    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"no TPU answers to --tpu={name} ({reason}); use 'local' on a TPU VM, else its name or grpc://address:port"
+        ) from None
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -51,40 +95,96 @@ def _mirrored(virtual_devices: int) -> tf.distribute.Strategy:
     )
 
 
+def _workers() -> hosts.Workers:
+    if os.environ.get("TF_CONFIG"):
+        return hosts.from_tf_config(os.environ["TF_CONFIG"])
+    if "SLURM_PROCID" in os.environ:
+        return hosts.from_slurm(os.environ)
+    raise UserError(
+        "--strategy=multi_worker needs to know its cluster; set TF_CONFIG on every worker, or start all of them by srun"
+    )
+
+
+def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
+    count = len(workers.addresses)
+    if count > 1:
+        print(
+            f"worker {workers.index} of {count} (says {workers.told_by}); waiting for the others at "
+            f"{', '.join(workers.addresses)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(workers.addresses)}),
+        task_type="worker",
+        task_id=workers.index,
+        rpc_layer="grpc",
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({str(error).strip().splitlines()[0]}); "
+            "start all workers with the same list, and see that their ports are free and reachable"
+        ) from None
+    except RuntimeError as error:
+        if "after" not in str(error) and "initial" not in str(error):
+            raise
+        raise UserError(f"several workers must be set up before TensorFlow starts ({error}); do it first") from None
+
+
+def _choose(tpu: str, virtual_devices: int) -> tuple[str, str]:
+    """What "auto" takes, and why."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if tpu:
+        return "tpu", f"--tpu={tpu}"
+    if os.environ.get("TF_CONFIG"):
+        return "multi_worker", "TF_CONFIG is set"
+    if hosts.in_slurm_step(os.environ):
+        return "multi_worker", "srun started several tasks"
+    if virtual_devices > 1:
+        return "mirrored", f"--virtual_devices={virtual_devices}"
+    if tf.config.list_physical_devices("TPU"):
+        return "tpu", "this machine has a TPU"
+    if gpus > 1:
+        return "mirrored", f"this machine has {gpus} GPUs"
+    return "one_device", "this machine has one GPU" if gpus else "no GPU or TPU was found"
+
+
 def make_strategy(kind: str = "auto", *, tpu: str = "", virtual_devices: int = 0) -> tf.distribute.Strategy:
-    """Makes the strategy that all variables are created under.
+    """Makes the strategy that all variables are created under, and says which one it is.
 
     Args:
-      kind: one of `STRATEGIES`; "auto" takes the TPU when `tpu` is given, several workers when TF_CONFIG is set, all
-        GPUs or all virtual devices when there is more than one, else the one device there is.
-      tpu: "local" on a TPU VM, or a TPU's name or grpc address.
+      kind: one of `STRATEGIES`; "auto" takes the TPU when `tpu` is given, several workers when TF_CONFIG is set or srun
+        started several tasks, the machine's TPU, all GPUs or all virtual devices when there is more than one, else the
+        one device there is.
+      tpu: "local" on a TPU VM (host 0 of a TPU with several), or a TPU's name or grpc address.
       virtual_devices: splits the CPU into so many devices, for trying distribution without hardware; 0 does not.
 
     Raises:
-      UserError: when what was asked for is not there.
+      UserError: when what was asked for is not there, or contradicts itself.
     """
     if kind not in STRATEGIES:
         raise UserError(f"--strategy is {kind!r}; choose one of {', '.join(STRATEGIES)}")
+    if tpu and kind not in ("auto", "tpu"):
+        raise UserError(f"--tpu={tpu} and --strategy={kind} contradict each other; drop one of them")
+    reason = f"--strategy={kind}"
+    if kind == "auto":
+        kind, reason = _choose(tpu, virtual_devices)
+    if virtual_devices and kind in ("multi_worker", "tpu"):
+        raise UserError(f"--virtual_devices={virtual_devices} splits one CPU and cannot go with {kind} ({reason})")
     if virtual_devices:
         _split_cpu(virtual_devices)
-    if kind == "auto":
-        if tpu:
-            kind = "tpu"
-        elif os.environ.get("TF_CONFIG"):
-            kind = "multi_worker"
-        elif virtual_devices > 1 or len(tf.config.list_physical_devices("GPU")) > 1:
-            kind = "mirrored"
-        else:
-            kind = "one_device"
     if kind == "tpu":
         strategy = _tpu(tpu or "local")
     elif kind == "multi_worker":
-        if not os.environ.get("TF_CONFIG"):
-            raise UserError("--strategy=multi_worker needs the cluster in TF_CONFIG, which is not set; set it on every worker")
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = _multi_worker(_workers())
     elif kind == "mirrored":
         strategy = _mirrored(virtual_devices)
     else:
         strategy = tf.distribute.get_strategy()
-    logging.info("strategy %s: %d replica(s)", kind, strategy.num_replicas_in_sync)
+    here = role(strategy)
+    if here.is_chief:
+        several = f", {here.count} workers" if here.count > 1 else ""
+        print(f"strategy: {kind}, {strategy.num_replicas_in_sync} replica(s){several} ({reason})")
     return strategy
