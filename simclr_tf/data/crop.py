@@ -133,3 +133,48 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
     if image.dtype == tf.uint8:
         return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
     return tf.clip_by_value(resized, 0.0, 1.0)
+
+
+def bicubic_weights(start: tf.Tensor, length: tf.Tensor, full: int, size: int) -> tf.Tensor:
+    """Returns what each pixel of a line adds to each pixel of a part of it, resized as `resize` does.
+
+    Args:
+      start: [...] int32, where the part starts.
+      length: [...] int32, its length, at least 1.
+      full: length of the line.
+      size: length of the result.
+
+    Returns:
+      [..., size, full] float32; rows sum to 1.
+    """
+    start, length = (tf.cast(value, tf.float32)[..., None, None] for value in (start, length))
+    places = tf.range(full, dtype=tf.float32)
+    centers = (tf.range(size, dtype=tf.float32)[:, None] + 0.5) * (length / size) - 0.5 + start
+    distance = tf.abs(places - centers)
+    near = (1.5 * distance - 2.5) * tf.square(distance) + 1.0
+    far = ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0
+    weights = tf.where(distance < 1.0, near, tf.where(distance < 2.0, far, 0.0))
+    weights = tf.where((places >= start) & (places < start + length), weights, 0.0)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+def crop_and_resize(images: tf.Tensor, boxes: Box, size: int) -> tf.Tensor:
+    """Crops and resizes a batch, each image by boxes of its own: two small matrix products for each.
+
+    Equal to `resize` of each crop but for rounding, by one level at most. Quick where images are small.
+
+    Args:
+      images: [B, H, W, C] uint8.
+      boxes: y, x, height, width, each [B, V]: V crops of each image.
+      size: of each side of the result, in pixels.
+
+    Returns:
+      [B, V, size, size, C] uint8.
+    """
+    height, width = images.shape[1], images.shape[2]
+    planes = tf.transpose(tf.cast(images, tf.float32), [0, 3, 1, 2])[:, None]
+    rows = bicubic_weights(boxes[0], boxes[2], height, size)[:, :, None]
+    columns = bicubic_weights(boxes[1], boxes[3], width, size)[:, :, None]
+    resized = tf.matmul(tf.matmul(rows, planes), columns, transpose_b=True)
+    resized = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+    return tf.transpose(resized, [0, 1, 3, 4, 2])

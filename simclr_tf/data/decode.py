@@ -1,0 +1,166 @@
+"""Decoding images of any common format into RGB, by TensorFlow operations alone.
+
+Sizes are read from the header and checked before anything is decoded, so that a small file cannot claim all memory.
+"""
+
+from __future__ import annotations
+
+from simclr_tf.stack import tf
+
+MAX_PIXELS = 2**27  # 134 million: larger than any camera's picture.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+READS_WEBP = hasattr(tf.io, "decode_webp")
+
+_HEADER = 54  # Bytes; a BMP file's.
+_SIGNATURES = (
+    ("JPEG", ((0, b"\xff\xd8\xff"),)),
+    ("PNG", ((0, b"\x89PNG\r\n\x1a\n"),)),
+    ("BMP", ((0, b"BM"),)),
+    ("GIF", ((0, b"GIF8"),)),
+    ("WebP", ((0, b"RIFF"), (8, b"WEBP"))),
+)
+
+
+def _bytes(encoded: tf.Tensor, start: tf.Tensor | int, count: tf.Tensor | int) -> tf.Tensor:
+    """[count] int64, each in [0, 255]; fails beyond the end."""
+    tf.debugging.assert_less_equal(
+        tf.cast(start, tf.int32) + tf.cast(count, tf.int32), tf.strings.length(encoded), "the image's file ends early"
+    )
+    return tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, count), tf.uint8), tf.int64)
+
+
+def _number(values: tf.Tensor, *, big_endian: bool = False) -> tf.Tensor:
+    """Joins bytes, [n] int64, into one unsigned number."""
+    values = tf.reverse(values, [0]) if big_endian else values
+    return tf.reduce_sum(values * 256 ** tf.range(tf.size(values, tf.int64), dtype=tf.int64))
+
+
+def _format(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the row of `_SIGNATURES` that fits, or their number."""
+    start = tf.strings.substr(encoded, 0, 12)
+    start = tf.strings.substr(tf.strings.join([start, "\0" * 12]), 0, 12)
+    found = tf.constant(len(_SIGNATURES))
+    for row, (_, marks) in enumerate(_SIGNATURES):
+        fits = tf.reduce_all([tf.equal(tf.strings.substr(start, at, len(mark)), mark) for at, mark in marks])
+        found = tf.where(fits, row, found)
+    return found
+
+
+def _check_size(height: tf.Tensor, width: tf.Tensor) -> None:
+    height, width = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
+    tf.debugging.assert_positive(tf.minimum(height, width), "the image's header gives a size of 0")
+    # A side's limit first: the product of two 32-bit numbers could overflow.
+    tf.debugging.assert_less_equal(
+        tf.maximum(height, width), tf.constant(MAX_PIXELS, tf.int64), f"the image has over {MAX_PIXELS} pixels"
+    )
+    tf.debugging.assert_less_equal(
+        height * width, tf.constant(MAX_PIXELS, tf.int64), f"the image has over {MAX_PIXELS} pixels"
+    )
+
+
+def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    shape = tf.image.extract_jpeg_shape(encoded, tf.int64)
+    _check_size(shape[0], shape[1])
+    return tf.io.decode_jpeg(encoded, channels=3)
+
+
+def _png(encoded: tf.Tensor) -> tf.Tensor:
+    header = _bytes(encoded, 0, 24)
+    _check_size(_number(header[20:24], big_endian=True), _number(header[16:20], big_endian=True))
+    return tf.io.decode_png(encoded, channels=3)
+
+
+def _bmp(encoded: tf.Tensor) -> tf.Tensor:
+    header = _bytes(encoded, 0, _HEADER)
+    height = _number(header[22:26])
+    height = tf.where(height >= 2**31, 2**32 - height, height)  # Negative: rows from the top.
+    _check_size(height, _number(header[18:22]))
+    bits, compression = _number(header[28:30]), _number(header[30:34])
+    plain = tf.equal(compression, 0) | (tf.equal(compression, 3) & tf.equal(bits, 32))
+    tf.debugging.assert_equal(plain, True, "compressed BMP files cannot be read")
+    image = tf.io.decode_bmp(encoded, channels=0)
+
+    def colors() -> tf.Tensor:
+        count = _number(header[46:50])
+        count = tf.where(tf.equal(count, 0), tf.constant(256, tf.int64), tf.minimum(count, 256))
+        palette = tf.reshape(_bytes(encoded, 14 + _number(header[14:18]), 4 * count), [-1, 4])
+        return tf.gather(tf.cast(palette[:, 2::-1], tf.uint8), tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(tf.equal(tf.shape(image)[-1], 1), colors, lambda: image[..., :3])
+
+
+def _gif(encoded: tf.Tensor) -> tf.Tensor:
+    """The first frame: the file is cut behind it, since the decoder would unpack all of them."""
+
+    def table(flags: tf.Tensor) -> tf.Tensor:
+        size = 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags % 8)
+        return tf.cast(tf.where(flags >= 128, size, 0), tf.int32)
+
+    def after_sub_blocks(at: tf.Tensor) -> tf.Tensor:
+        def step(at: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            size = tf.cast(_bytes(encoded, at, 1)[0], tf.int32)
+            return at + 1 + size, size > 0
+
+        return tf.while_loop(lambda _, more: more, step, (at, tf.constant(True)))[0]
+
+    screen = _bytes(encoded, 0, 13)
+    _check_size(_number(screen[8:10]), _number(screen[6:8]))
+    extension, descriptor = 0x21, 0x2C
+    at = tf.while_loop(
+        lambda at: tf.equal(_bytes(encoded, at, 1)[0], extension),
+        lambda at: (after_sub_blocks(at + 2),),
+        (13 + table(screen[10]),),
+    )[0]
+    frame = _bytes(encoded, at, 10)
+    tf.debugging.assert_equal(frame[0], tf.constant(descriptor, tf.int64), "the GIF file has no image")
+    _check_size(_number(frame[7:9]), _number(frame[5:7]))
+    end = after_sub_blocks(at + 10 + table(frame[9]) + 1)
+    return tf.io.decode_gif(tf.strings.join([tf.strings.substr(encoded, 0, end), b"\x3b"]))[0]
+
+
+def _webp(encoded: tf.Tensor) -> tf.Tensor:
+    if not READS_WEBP:
+        return _nothing(f"TensorFlow {tf.__version__} cannot read WebP")
+    # The lossy, lossless and extended kinds each keep the size elsewhere; a WebP has 2^28 pixels at most anyway.
+    header = _bytes(encoded, 0, 30)
+    bits = _number(header[21:25])
+    extended = (1 + _number(header[24:27]), 1 + _number(header[27:30]))
+    lossless = (1 + bits % 2**14, 1 + bits // 2**14 % 2**14)
+    lossy = (_number(header[26:28]) % 2**14, _number(header[28:30]) % 2**14)
+    kind = header[15]
+    sizes = tf.where(tf.equal(kind, ord("X")), extended, tf.where(tf.equal(kind, ord("L")), lossless, lossy))
+    _check_size(sizes[1], sizes[0])
+    return tf.io.decode_webp(encoded, channels=3)[..., :3]
+
+
+def _nothing(message: str) -> tf.Tensor:
+    tf.debugging.assert_equal(tf.constant(True), tf.constant(False), message)
+    return tf.zeros([1, 1, 3], tf.uint8)
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG (CMYK included), PNG (16 bits included), BMP, GIF (its first frame) or, where TensorFlow can, WebP.
+
+    Gray becomes RGB, transparency is dropped.
+
+    Args:
+      encoded: scalar string.
+
+    Returns:
+      [H, W, 3] uint8.
+
+    Raises:
+      tf.errors.InvalidArgumentError: for what is no image, is damaged, or has more than `MAX_PIXELS` pixels.
+    """
+    branches = [_jpeg, _png, _bmp, _gif, _webp, lambda _: _nothing("it is no JPEG, PNG, BMP, GIF or WebP image")]
+
+    def branch(function):
+        def call() -> tf.Tensor:
+            image = function(encoded)
+            image.set_shape([None, None, 3])
+            return image
+
+        return call
+
+    image = tf.switch_case(_format(encoded), [branch(function) for function in branches])
+    return tf.ensure_shape(image, [None, None, 3])

@@ -1,0 +1,85 @@
+"""The order of examples: a permutation for each epoch, computed position by position.
+
+A Feistel network permutes the numbers below a power of two; walking along its cycle until a number below N comes
+up makes it a permutation of N (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Nothing is kept or
+replayed: position 10^9 costs what position 0 costs.
+"""
+
+from __future__ import annotations
+
+from simclr_tf.randomness import example_seed, fold_in, stream, uniform
+from simclr_tf.stack import tf
+
+_ROUNDS = 6
+# Small halves mix badly; walking further costs little.
+_MIN_BITS = 8
+
+
+def _mix(x: tf.Tensor) -> tf.Tensor:
+    """Scrambles uint32 (Wellons' lowbias32)."""
+    for distance, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(distance, tf.uint32)))
+        x = x * tf.constant(factor, tf.uint32)
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(16, tf.uint32)))
+
+
+def _feistel(x: tf.Tensor, keys: list[tf.Tensor], bits: int) -> tf.Tensor:
+    """Permutes the numbers below 2^bits; x: [B] uint32; keys: [B] uint32 for each round, an even number of them."""
+    right_bits, left_bits = bits // 2, bits - bits // 2
+    for key in keys:
+        right = tf.bitwise.bitwise_and(x, tf.constant(2**right_bits - 1, tf.uint32))
+        left = tf.bitwise.right_shift(x, tf.constant(right_bits, tf.uint32))
+        mixed = tf.bitwise.bitwise_and(_mix(tf.bitwise.bitwise_xor(right, key)), tf.constant(2**left_bits - 1, tf.uint32))
+        left = tf.bitwise.bitwise_xor(left, mixed)
+        # The right half comes first now, with its own width.
+        x = tf.bitwise.bitwise_or(tf.bitwise.left_shift(right, tf.constant(left_bits, tf.uint32)), left)
+        right_bits, left_bits = left_bits, right_bits
+    return x
+
+
+def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns which example comes at a position of the endless order: each once in positions 0 to count - 1, and so on.
+
+    Args:
+      seed: the run's.
+      stream_name: of the order; orders of other names are independent.
+      position: [B] int64, at least 0.
+      count: number of examples, from 1 to 2^31.
+
+    Returns:
+      [B] int64 in [0, count).
+    """
+    position = tf.convert_to_tensor(position, tf.int64)
+    epoch, place = position // count, tf.cast(position % count, tf.uint32)
+    bits = max(_MIN_BITS, (count - 1).bit_length())
+    seeds = example_seed(seed, stream(f"order {stream_name}"), 0, epoch)
+    draws = fold_in(tf.expand_dims(seeds, -2), tf.range(_ROUNDS, dtype=tf.int64))
+    keys = tf.unstack(tf.bitcast(draws[..., 0], tf.uint32), axis=-1)
+    limit = tf.constant(count, tf.int64)
+
+    def outside(x: tf.Tensor) -> tf.Tensor:
+        return tf.cast(x, tf.int64) >= limit
+
+    def walk(x: tf.Tensor) -> tuple[tf.Tensor]:
+        return (tf.where(outside(x), _feistel(x, keys, bits), x),)
+
+    first = _feistel(place, keys, bits)
+    return tf.cast(tf.while_loop(lambda x: tf.reduce_any(outside(x)), walk, (first,))[0], tf.int64)
+
+
+def replacement(seed: tf.Tensor | int, step: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns which example to take in place of an unreadable one.
+
+    Args:
+      seed: the run's.
+      step: [...] int64.
+      index: [...] int64, what the order asked for.
+      attempt: scalar int, counted from 1: replacements may be unreadable, too.
+      count: number of examples.
+
+    Returns:
+      [...] int64 in [0, count).
+    """
+    draw = uniform(fold_in(example_seed(seed, stream("replacement"), step, index), attempt), 1)[..., 0]
+    chosen = tf.cast(tf.floor(tf.cast(draw, tf.float64) * count), tf.int64)
+    return tf.minimum(chosen, count - 1)

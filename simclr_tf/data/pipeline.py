@@ -1,0 +1,309 @@
+"""From a source to batches: order, decoding, crops, shards.
+
+What is in a batch is a function of (seed, step) alone. Sources that fit in memory decoded are cropped a batch at a
+time; of others each image is read, decoded and cropped by itself, many at once. No Python runs between batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.base import Source
+from simclr_tf.data.decode import decode
+from simclr_tf.data.order import permutation, replacement
+from simclr_tf.data.prepare import Prepare
+from simclr_tf.randomness import example_seed, stream
+from simclr_tf.stack import tf
+
+Batch = dict[str, tf.Tensor]
+
+_CROP_STREAM = stream("host crop")
+# The order and the random numbers cost a thousand small operations, however many examples they are made for.
+_EXAMPLES_PER_PLAN = 2048
+
+
+class _Plan(NamedTuple):
+    """What is to be made: tensors [..., B]; `draws` [..., B, V, D]; `wanted` is False for padding."""
+
+    step: tf.Tensor
+    index: tf.Tensor
+    draws: tf.Tensor
+    wanted: tf.Tensor
+
+
+class _Pixels(NamedTuple):
+    """A source decoded in memory, as tensors."""
+
+    images: tf.Tensor
+    labels: tf.Tensor
+    readable: tf.Tensor
+
+
+def train_dataset(
+    source: Source,
+    prepare: Prepare,
+    *,
+    global_batch_size: int,
+    per_replica_batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    num_steps: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    bad_images: BadImages | None = None,
+    stream_name: str = "train",
+) -> tf.data.Dataset:
+    """Makes the training batches of one input pipeline.
+
+    Row r of the global batch of step s is position `s * global_batch_size + r` of an endless order in which every
+    epoch is a permutation of its own. A shard makes its replicas' rows, one element for each replica and step in turn:
+    over all shards replica k sees rows `k * per_replica_batch_size` and on. Starting at a step costs no replay.
+
+    An unreadable image is replaced by another of the source, chosen by (seed, step, example), so that a resumed run
+    sees the same; it is added to `bad_images`, which ends the run once there are too many.
+
+    Args:
+      source: where images come from.
+      prepare: what is made of each.
+      global_batch_size: of all shards together, a multiple of num_shards * per_replica_batch_size.
+      per_replica_batch_size: rows of one element.
+      seed: the run's.
+      first_step: where to start.
+      num_steps: how many steps to make.
+      shard_index: which pipeline this is.
+      num_shards: of so many.
+      bad_images: counts unreadable images; without it the first one fails.
+      stream_name: another name gives another order and other crops of the same source.
+
+    Returns:
+      Elements with the crops' names -> [b, S, S, 3] uint8, `label` [b] int32 (-1 where unknown) and `index` [b] int64,
+      the examples' numbers in the source.
+    """
+    replicas = _local_replicas(global_batch_size, per_replica_batch_size, num_shards)
+    stream_id = _CROP_STREAM if stream_name == "train" else stream(f"host crop {stream_name}")
+
+    def plan(element: tf.Tensor) -> _Plan:
+        step = first_step + element // replicas
+        rows = _rows(element % replicas + shard_index * replicas, per_replica_batch_size)
+        positions = step[:, None] * global_batch_size + rows
+        index = permutation(seed, stream_name, tf.reshape(positions, [-1]), source.num_examples)
+        index = tf.reshape(index, tf.shape(positions))
+        step = tf.broadcast_to(step[:, None], tf.shape(positions))
+        draws = prepare.draws(example_seed(seed, stream_id, step, index))
+        return _Plan(step, index, draws, tf.ones_like(index, tf.bool))
+
+    def instead(step: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tf.Tensor:
+        return replacement(seed, step, index, attempt, source.num_examples)
+
+    plans = _plans(plan, num_steps * replicas, per_replica_batch_size)
+    batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, instead)
+    return _finished(batches.map(lambda batch: {name: batch[name] for name in batch if name != "weight"}))
+
+
+def eval_dataset(
+    source: Source,
+    prepare: Prepare,
+    *,
+    batch_size: int,
+    per_replica_batch_size: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    bad_images: BadImages | None = None,
+) -> tf.data.Dataset:
+    """Makes the batches of one input pipeline that show each example once, in the source's order.
+
+    Every shard makes the same number of elements of the same shape: the last ones are padded, with weight 0. An
+    unreadable image has weight 0, too, and is added to `bad_images`.
+
+    Args:
+      source: where images come from.
+      prepare: what is made of each.
+      batch_size: of all shards together, a multiple of num_shards * per_replica_batch_size.
+      per_replica_batch_size: rows of one element.
+      shard_index: which pipeline this is.
+      num_shards: of so many.
+      bad_images: counts unreadable images; without it the first one fails.
+
+    Returns:
+      Elements like those of `train_dataset`, and `weight` [b] float32, 1 for an example and 0 for padding.
+    """
+    replicas = _local_replicas(batch_size, per_replica_batch_size, num_shards)
+    steps = -(-source.num_examples // batch_size)
+
+    def plan(element: tf.Tensor) -> _Plan:
+        step = element // replicas
+        rows = _rows(element % replicas + shard_index * replicas, per_replica_batch_size)
+        positions = step[:, None] * batch_size + rows
+        index = tf.minimum(positions, source.num_examples - 1)
+        draws = prepare.draws(example_seed(0, stream("evaluation crop"), 0, index))
+        return _Plan(tf.zeros_like(index), index, draws, positions < source.num_examples)
+
+    plans = _plans(plan, steps * replicas, per_replica_batch_size)
+    return _finished(_batches(source, prepare, plans, per_replica_batch_size, bad_images, None))
+
+
+def _local_replicas(batch_size: int, per_replica: int, num_shards: int) -> int:
+    """How many replicas a shard feeds."""
+    replicas, rest = divmod(batch_size, per_replica * num_shards)
+    if rest or not replicas:
+        raise ValueError(f"a batch of {batch_size} does not divide over {num_shards} shards in parts of {per_replica}")
+    return replicas
+
+
+def _rows(replica: tf.Tensor, per_replica: int) -> tf.Tensor:
+    """[n] numbers of replicas -> [n, b] int64 rows of the global batch."""
+    return replica[:, None] * per_replica + tf.range(per_replica, dtype=tf.int64)
+
+
+def _plans(plan: Callable[[tf.Tensor], _Plan], elements: int, per_replica: int) -> tf.data.Dataset:
+    """One plan for each element, made for many elements at a time."""
+    together = max(1, _EXAMPLES_PER_PLAN // per_replica)
+
+    def some(first: tf.Tensor) -> _Plan:
+        return plan(tf.range(first, tf.minimum(first + together, elements)))
+
+    starts = tf.data.Dataset.range(0, elements, together)
+    return starts.map(tf.autograph.experimental.do_not_convert(some)).prefetch(1).unbatch()
+
+
+def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _batches(
+    source: Source,
+    prepare: Prepare,
+    plans: tf.data.Dataset,
+    per_replica: int,
+    bad_images: BadImages | None,
+    instead: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None,
+) -> tf.data.Dataset:
+    """Turns plans into batches with `weight`."""
+    resident = source.resident()
+    if resident is not None:
+        if not resident.readable.all():
+            for index in (~resident.readable).nonzero()[0]:
+                if bad_images is None:
+                    raise ValueError(f"{source.example_ids[index]} is unreadable, and nothing counts such images")
+                bad_images.add(index)
+            bad_images.check()
+        with tf.device("CPU:0"):
+            pixels = _Pixels(*(tf.constant(part) for part in resident))
+        if prepare.takes_batches(*resident.images.shape[1:3]):
+            return _map(plans, lambda plan: _resident_batch(pixels, prepare, plan, instead))
+
+    def one(plan: _Plan) -> Batch:
+        if resident is not None:
+            return _resident_example(pixels, prepare, plan, instead)
+        return _read_example(source, prepare, plan, bad_images, instead)
+
+    return _map(plans.unbatch(), one).batch(per_replica, drop_remainder=True)
+
+
+def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    """Maps in parallel and in order; AutoGraph has nothing to convert here and would take its time over it."""
+    return dataset.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _readable_index(pixels: _Pixels, plan: _Plan, instead) -> tf.Tensor:
+    """Replaces what is unreadable in `plan.index`, where it is to be replaced."""
+    if instead is None:
+        return plan.index
+
+    def step(index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return (
+            tf.where(tf.gather(pixels.readable, index), index, instead(plan.step, plan.index, attempt)),
+            attempt + 1,
+        )
+
+    return tf.while_loop(
+        lambda index, _: tf.logical_not(tf.reduce_all(tf.gather(pixels.readable, index))),
+        step,
+        (plan.index, tf.constant(1, tf.int64)),
+    )[0]
+
+
+def _labelled(crops: Batch, pixels: _Pixels, index: tf.Tensor, wanted: tf.Tensor) -> Batch:
+    usable = wanted & tf.gather(pixels.readable, index)
+    return {
+        **crops,
+        "label": tf.gather(pixels.labels, index),
+        "index": index,
+        "weight": tf.cast(usable, tf.float32),
+    }
+
+
+def _resident_batch(pixels: _Pixels, prepare: Prepare, plan: _Plan, instead) -> Batch:
+    index = _readable_index(pixels, plan, instead)
+    return _labelled(prepare.of_batch(tf.gather(pixels.images, index), plan.draws), pixels, index, plan.wanted)
+
+
+def _resident_example(pixels: _Pixels, prepare: Prepare, plan: _Plan, instead) -> Batch:
+    index = _readable_index(pixels, plan, instead)
+    return _labelled(prepare.of_image(pixels.images[index], plan.draws), pixels, index, plan.wanted)
+
+
+def _read_example(
+    source: Source, prepare: Prepare, plan: _Plan, bad_images: BadImages | None, instead
+) -> Batch:
+    """Reads, decodes and crops one example; an unreadable one is replaced or left black with weight 0."""
+
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return _read_or_false(source, index, may_fail=bad_images is not None)
+
+    nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
+    image, label, sound = tf.cond(plan.wanted, lambda: read(plan.index), lambda: nothing)
+    index = plan.index
+    if bad_images is not None:
+        if instead is None:
+            noted = tf.cond(plan.wanted & ~sound, lambda: bad_images.add_in_graph(index), lambda: True)
+            with tf.control_dependencies([noted]):
+                image = tf.identity(image)
+        else:
+            image, label, index = _replaced(read, plan, (image, label, sound), bad_images, instead)
+    crops = prepare.of_image(image, plan.draws)
+    for crop in crops.values():
+        crop.set_shape([prepare.size, prepare.size, 3])
+    return {**crops, "label": label, "index": index, "weight": tf.cast(sound, tf.float32)}
+
+
+def _replaced(read, plan: _Plan, first, bad_images: BadImages, instead) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Reads replacements until one can be read."""
+
+    def again(image, label, sound, index, attempt):
+        with tf.control_dependencies([bad_images.add_in_graph(index)]):
+            index = instead(plan.step, plan.index, attempt)
+        return (*read(index), index, attempt + 1)
+
+    unknown = [tf.TensorShape([None, None, 3])] + [tf.TensorShape([])] * 4
+    image, label, _, index, _ = tf.while_loop(
+        lambda image, label, sound, index, attempt: tf.logical_not(sound),
+        again,
+        (*first, plan.index, tf.constant(1, tf.int64)),
+        shape_invariants=tuple(unknown),
+    )
+    return image, label, index
+
+
+def _read_or_false(source: Source, index: tf.Tensor, *, may_fail: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Reads and decodes one example: image, label, and whether that went well.
+
+    TensorFlow has no operation that tries to decode. A data set of one element can leave out what fails; only reading
+    and decoding happen inside, so that no other error is hidden.
+    """
+
+    def attempt(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        encoded, label = source.read(index)
+        return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
+
+    if not may_fail:
+        return attempt(index)
+    nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
+    tried = tf.data.Dataset.from_tensors(index).map(attempt).ignore_errors()
+    image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
+    return tf.ensure_shape(image, [None, None, 3]), label, sound

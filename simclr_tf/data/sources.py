@@ -1,0 +1,62 @@
+"""Where images come from: `kind:rest`, one small file for each kind."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from simclr_tf.data.base import Source
+from simclr_tf.errors import UserError
+
+
+def _embedded(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+    from simclr_tf.data.embedded_source import EmbeddedSource
+
+    return EmbeddedSource(rest, split)
+
+
+def _tfds(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+    from simclr_tf.data.tfds_source import TfdsSource
+
+    return TfdsSource(rest, split, data_dir, download=download)
+
+
+def _folder(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+    from simclr_tf.data.folder_source import FolderSource
+
+    return FolderSource(rest, split, data_dir)
+
+
+_KINDS: dict[str, Callable[[str, str, str | None, bool], Source]] = {
+    "embedded": _embedded,
+    "tfds": _tfds,
+    "folder": _folder,
+}
+
+
+def open_source(spec: str, split: str, data_dir: str | None = None, *, download: bool = False) -> Source:
+    """Opens a split of a data set. Images are read when a pipeline asks for them.
+
+    Args:
+      spec: "embedded:NAME"; "tfds:NAME", with or without "/CONFIG" and ":VERSION"; or "folder:PATH".
+      split: "train", "test[:50%]", "train+test" and so on.
+      data_dir: where tensorflow-datasets keeps its data; what relative folders are relative to.
+      download: whether tensorflow-datasets may download what is not there.
+
+    Raises:
+      UserError: one line, where the data cannot be had.
+    """
+    if not isinstance(spec, str) or ":" not in spec:
+        raise UserError(
+            f"Data.source is {spec!r}; write embedded:NAME, tfds:NAME or folder:PATH, such as embedded:cifar10_mini"
+        )
+    kind, rest = spec.split(":", 1)
+    if kind not in _KINDS:
+        close = difflib.get_close_matches(kind, _KINDS, n=1)
+        hint = f"did you mean {close[0]}:{rest}?" if close else f"use one of {', '.join(f'{kind}:' for kind in _KINDS)}"
+        raise UserError(f"Data.source is {spec!r}, and {kind!r} is no kind of source; {hint}")
+    if not rest:
+        raise UserError(f"Data.source is {spec!r} without a name; write {kind}:NAME")
+    if not isinstance(split, str) or not split.strip():
+        raise UserError(f"the split of {spec} is {split!r}; use a name such as 'train' or 'train[:90%]'")
+    return _KINDS[kind](rest, split, data_dir, download)
