@@ -5,6 +5,9 @@ Everything is registered under the name that gin files use; called from Python, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gin
 
 from simclr_tf import train, verbs
@@ -18,7 +21,9 @@ from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
 
-_CONFIGURABLES = {
+MODULE = "simclr"
+# The name that gin files use -> what it stands for.
+CONFIGURABLES = {
     "Data": Data,
     "Augment": Augment,
     "ResNet": ResNet,
@@ -36,10 +41,10 @@ _CONFIGURABLES = {
     "knn": verbs.run_knn,
 }
 
-for _name, _configurable in _CONFIGURABLES.items():
-    gin.register(_configurable, name=_name, module="simclr")
+for _name, _configurable in CONFIGURABLES.items():
+    gin.register(_configurable, name=_name, module=MODULE)
 
 
-def configured(name: str):
+def configured(name: str) -> Callable[..., Any]:
     """Returns a configurable with its gin bindings applied."""
-    return gin.get_configurable(f"simclr.{name}")
+    return gin.get_configurable(f"{MODULE}.{name}")

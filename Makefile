@@ -1,0 +1,36 @@
+# `make demo` and `make test` need nothing but make and a Python from 3.9 on: everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED := $(VENV)/.installed
+# Arguments for pytest, such as PYTEST_ARGS="-k loss".
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint venv help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   pretrain, fine-tune and distill on the embedded images, and compare (about ten minutes on two cores)"
+	@echo "make test   lint, then all tests"
+	@echo "make lint   style and import checks alone"
+	@echo "make venv   install what is needed into $(VENV), with PYTHON=$(PYTHON)"
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python run.py --mode=demo
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check .
+
+venv: $(INSTALLED)
+
+# A half-made environment has no stamp and is gone over again; one for other requirements is brought up to date.
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
+		echo "PYTHON=$(PYTHON) is no Python that works, or older than 3.9 ($$($(PYTHON) --version 2>&1 | head -1)); try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
+	@touch $@
