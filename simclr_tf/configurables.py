@@ -42,7 +42,7 @@ CONFIGURABLES = {
 }
 
 for _name, _configurable in CONFIGURABLES.items():
-    gin.register(_configurable, name=_name, module=MODULE)
+    gin.register(_name, module=MODULE)(_configurable)
 
 
 def configured(name: str) -> Callable[..., Any]:
