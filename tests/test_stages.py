@@ -1,0 +1,227 @@
+"""Supervised training and distillation: what is frozen, what is minimized, what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from simclr_tf import losses, randomness
+from simclr_tf.data.augment import Augment
+from simclr_tf.errors import UserError
+from simclr_tf.loop import Loop
+from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.resnet import ResNet
+from simclr_tf.optim.groups import excluded_variables
+from simclr_tf.optim.optimizers import Lars
+from simclr_tf.stack import keras, tf
+from simclr_tf.stages import distill
+from simclr_tf.stages.distill import Distill
+from simclr_tf.stages.supervised import Supervised
+
+SIZE, BATCH = 16, 8
+AUGMENT = {"color_strength": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
+
+
+class FakeData:
+    """Stands for `Data`: all that a stage asks of it but the images themselves."""
+
+    image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
+
+    def __init__(self, class_names=("a", "b", "c")):
+        self._source = SimpleNamespace(name="noise", num_examples=64, class_names=class_names, may_fail=False)
+
+    def open(self, split, data_dir=None):
+        return self._source
+
+    def open_labelled(self, data_dir=None):
+        return self._source
+
+    def describe(self):
+        return {}
+
+
+def encoder(**kwargs):
+    return ResNet(18, 0.0625, stem="cifar", **kwargs)
+
+
+def head(**kwargs):
+    return ProjectionHead(num_layers=3, output_dim=8, **kwargs)
+
+
+def stream(seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
+        "label": rng.integers(0, 3, rows).astype(np.int32),
+        "index": np.arange(rows, dtype=np.int64),
+    }
+
+
+def supervised(**settings) -> Supervised:
+    keras.utils.set_random_seed(0)
+    defaults = {"head_layer": 1, "make_head": head, "precision": "float64"}
+    return Supervised("finetune", FakeData(), Augment(**AUGMENT), encoder, **{**defaults, **settings})
+
+
+def steps(stage, batch, count: int = 2) -> list[dict[str, float]]:
+    optimizer = Lars()
+    optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+    loop = Loop(stage, optimizer, lambda step: tf.constant(0.5), tf.distribute.get_strategy(), seed=3, steps_per_call=count)
+    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    return [record for chunk in loop.run(iterator, count) for record in chunk.records]
+
+
+def values(modules) -> list[np.ndarray]:
+    return [variable.numpy() for module in modules for variable in module.variables]
+
+
+@pytest.mark.parametrize("freeze_up_to, changing", [("block_group2", 2), ("head_layer_1", 0)])
+def test_frozen_parts_keep_their_bits_and_the_rest_moves(freeze_up_to, changing):
+    stage = supervised(freeze_up_to=freeze_up_to)
+    sections = list(stage.network.encoder.sections().values())
+    frozen = [layer for layers in sections[: len(sections) - changing] for layer in layers]
+    free = [layer for layers in sections[len(sections) - changing :] for layer in layers]
+    # Whoever trains a head layer leaves it free, unless it is named.
+    (free if changing else frozen).append(stage.network.head.projections[0])
+    before = values(frozen), values(free)
+    assert {id(v) for v in stage.frozen_variables} == {id(v) for layer in frozen for v in layer.variables}
+    steps(stage, {"labelled": stream(0)})
+    for old, new in zip(before[0], values(frozen)):
+        np.testing.assert_array_equal(old, new)
+    unchanged = [np.array_equal(old, new) for old, new in zip(before[1], values(free))]
+    assert not any(unchanged)
+    assert np.any(stage.network.classifier.dense.kernel.numpy() != 0)
+
+
+def test_later_head_layers_are_thrown_away():
+    stage = supervised(head_layer=2)
+    assert len(stage.network.head.projections) == 2
+    assert stage.network.describe()["head"] == {"num_layers": 3, "output_dim": 8, "used_layers": 2}
+    assert stage.network.head.projections[1].norm.beta is not None  # A hidden layer, not the projection.
+    assert supervised(head_layer=0).network.head is None
+
+
+def test_zero_initialized_logits_are_equal_at_first():
+    stage = supervised(zero_init_classifier=True)
+    record = steps(stage, {"labelled": stream(0)}, 1)[0]
+    assert record["cross_entropy"] == pytest.approx(np.log(3), rel=1e-12)
+
+
+def test_weight_decay_is_that_of_the_classifier():
+    stage = supervised(weight_decay=0.25)
+    kernel = stage.network.classifier.dense.kernel.numpy()
+    assert float(stage.penalties()["weight_decay"]) == pytest.approx(0.125 * np.sum(kernel**2))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"head_layer": 4}, "the head has 3 layer"),
+        ({"head_layer": -1}, "Supervised.head_layer is -1"),
+        ({"head_layer": 1, "make_head": None}, "there is no projection head"),
+        ({"freeze_up_to": "block_group5"}, "no output 'block_group5' to freeze up to; choose None or one of initial_max_pool"),
+        ({"weight_decay": -1}, "Supervised.weight_decay is -1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        supervised(**settings)
+
+
+def test_labels_are_needed():
+    with pytest.raises(UserError, match="has no labels"):
+        Supervised("finetune", FakeData(None), Augment(**AUGMENT), encoder)
+
+
+# --- Distillation ----------------------------------------------------------------------------------------------------
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+def test_distillation_loss_by_its_formula(temperature):
+    rng = np.random.default_rng(0)
+    teacher, student = rng.normal(size=(2, 6, 5))
+    with tf.GradientTape() as tape:
+        sides = [tf.Variable(teacher), tf.Variable(student)]
+        loss = losses.distillation(*sides, temperature=temperature)
+        total = tf.reduce_sum(loss)
+    wanted, given = softmax(teacher / temperature), softmax(student / temperature)
+    np.testing.assert_allclose(loss, -np.sum(wanted * np.log(given), axis=1), rtol=1e-12)
+    gradients = tape.gradient(total, sides)
+    assert gradients[0] is None
+    np.testing.assert_allclose(gradients[1], (given - wanted) / temperature, atol=1e-12)
+
+
+class FakeTeacher:
+    """Sees what the student sees and answers with the mean colors."""
+
+    num_classes, image_size, class_names, variables = 3, SIZE, ["a", "b", "c"], []
+
+    def logits(self, images):
+        return 10 * tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
+
+    def describe(self):
+        return {"kind": "fake"}
+
+
+def student(monkeypatch, data=None, **settings) -> Distill:
+    monkeypatch.setattr(distill, "load_teacher", lambda path, precision: FakeTeacher())
+    keras.utils.set_random_seed(0)
+    return Distill(data or FakeData(), Augment(**AUGMENT), encoder, "teacher", precision="float64", **settings)
+
+
+def test_mixed_loss_by_its_formula(monkeypatch):
+    stage = student(monkeypatch, temperature=2.0, alpha=0.7, labelled_batch_size=4)
+    assert {name: stream.batch_size for name, stream in stage.train_inputs().items()} == {"unlabelled": None, "labelled": 4}
+    batch = {"unlabelled": stream(0), "labelled": stream(1, 4)}
+    record = steps(stage, batch, 1)[0]
+
+    stage = student(monkeypatch)  # The same first weights.
+    seen = [
+        Augment(**AUGMENT)(
+            part["image"], randomness.example_seed(3, randomness.stream(f"device/{name}"), 0, part["index"])
+        )
+        for name, part in batch.items()
+    ]
+    logits = stage.network.logits(tf.concat(seen, axis=0), training=True).numpy()
+    wanted = softmax(FakeTeacher().logits(seen[0]).numpy().astype(np.float64) / 2)
+    distillation = -np.mean(np.sum(wanted * np.log(softmax(logits[:BATCH] / 2)), axis=1))
+    labels = batch["labelled"]["label"]
+    cross_entropy = -np.mean(np.log(softmax(logits[BATCH:]))[np.arange(4), labels])
+    assert record["distillation"] == pytest.approx(0.7 * distillation, rel=1e-6)
+    assert record["cross_entropy"] == pytest.approx(0.3 * cross_entropy, rel=1e-6)
+    assert record["loss"] == pytest.approx(0.7 * distillation + 0.3 * cross_entropy, rel=1e-6)
+    agreement = np.mean(wanted.argmax(1) == logits[:BATCH].argmax(1))
+    assert record["teacher_agreement"] == pytest.approx(agreement)
+
+
+def test_unlabelled_images_alone_need_no_labels(monkeypatch):
+    stage = student(monkeypatch, FakeData(None))
+    assert list(stage.train_inputs()) == ["unlabelled"]
+    assert stage.eval_input() is None
+    assert stage.describe()["class_names"] == ["a", "b", "c"]
+    batch = stream(0)
+    batch["label"][:] = -1
+    record = steps(stage, {"unlabelled": batch}, 1)[0]
+    assert "accuracy" not in record and record["loss"] == record["distillation"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"alpha": 0.0}, "Distill.alpha is 0.0"),
+        ({"alpha": 1.5}, "Distill.alpha is 1.5"),
+        ({"temperature": 0}, "Distill.temperature is 0"),
+        ({"data": FakeData(("a", "b"))}, "the teacher tells 3 classes apart, but noise has 2"),
+        ({"data": FakeData(("a", "b", "d"))}, "it says 'c' where the data says 'd'"),
+    ],
+)
+def test_impossible_distillation_is_refused(monkeypatch, settings, message):
+    with pytest.raises(UserError, match=message):
+        student(monkeypatch, **settings)
