@@ -9,7 +9,7 @@ from simclr_tf.models.blocks import ConvNorm, basic_block, bottleneck
 from simclr_tf.stack import keras, tf
 
 # depth: (block, its output channels over its filters, blocks in each of the four groups)
-_DEPTHS = {
+DEPTHS = {
     18: (basic_block, 1, (2, 2, 2, 2)),
     34: (basic_block, 1, (3, 4, 6, 3)),
     50: (bottleneck, 4, (3, 4, 6, 3)),
@@ -50,8 +50,8 @@ class ResNet(keras.Model):
           UserError: for an architecture that does not exist.
         """
         super().__init__(**kwargs)
-        if depth not in _DEPTHS:
-            raise UserError(f"ResNet.depth is {depth!r}; choose one of {', '.join(map(str, _DEPTHS))}")
+        if depth not in DEPTHS:
+            raise UserError(f"ResNet.depth is {depth!r}; choose one of {', '.join(map(str, DEPTHS))}")
         if stem not in _STEMS:
             raise UserError(f"ResNet.stem is {stem!r}; choose one of {', '.join(_STEMS)}")
         if not isinstance(width, (int, float)) or width <= 0 or (64 * width) % 2:
@@ -59,7 +59,7 @@ class ResNet(keras.Model):
         for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
             if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
                 raise UserError(f"ResNet.{name} is {ratio!r}; use a number from 0 (off) to 1, such as 0.0625")
-        block, expansion, counts = _DEPTHS[depth]
+        block, expansion, counts = DEPTHS[depth]
         if sk_ratio > 0 and block is basic_block:
             raise UserError(
                 f"ResNet.sk_ratio is {sk_ratio} at depth {depth}, but selective kernels replace the 3x3 convolution of "

@@ -1,0 +1,189 @@
+"""`--mode=convert`: a published checkpoint becomes a workdir that every other mode accepts."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+from simclr_tf import checkpoint, records, summary
+from simclr_tf.convert import recognize
+from simclr_tf.convert.recognize import Architecture, Found
+from simclr_tf.convert.saved_model import read_lists
+from simclr_tf.convert.source import Source
+from simclr_tf.errors import UsageError, UserError
+from simclr_tf.models.network import Network
+from simclr_tf.stack import tf
+from simclr_tf.train import Place
+
+STAGE = "convert"
+_WEIGHTS = ("auto", "trained", "ema")
+# Square images' sides that networks with either stem were published for, in pixels.
+_IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
+
+
+def run_convert(
+    place: Place,
+    weights: str = "auto",
+    classifier_layer: int | None = None,
+    image_size: int | None = None,
+    class_names: list[str] | None = None,
+) -> dict:
+    """Reads a published SimCLR checkpoint and writes a workdir with the same network.
+
+    Args:
+      place: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its `workdir`
+        is made.
+      weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
+        where they are.
+      classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints do
+        not tell where several are equally wide; None takes 0 under a folder called "pretrained" (their classifier is a
+        linear probe), else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there), else 0.
+      image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
+      class_names: names of the classes, in the order of the logits; None numbers them.
+
+    Returns:
+      What was recognized.
+
+    Raises:
+      UserError: for a checkpoint that cannot be placed whole; nothing is written then.
+    """
+    if not place.source:
+        raise UsageError("--source is missing; give --mode=convert the checkpoint to read")
+    if weights not in _WEIGHTS:
+        raise UserError(f"convert.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
+    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
+        raise UserError(f"convert.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
+    if tf.io.gfile.exists(os.path.join(place.source, records.ARCHITECTURE)):
+        raise UserError(f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from")
+    source = Source(place.source)
+    found = recognize.read_names(source.shapes, source.path, weights) or read_lists(source.shapes, source.path)
+    if found is None:
+        raise UserError(
+            f"{source.path} is no SimCLR checkpoint: none of its {len(source.shapes)} variables is named as there "
+            f"(base_model/, resnet_model/, trainable_variables_list/), such as {sorted(source.shapes)[0]}; give another"
+        )
+    architecture = recognize.understand(found, source.shapes, source.path)
+    layer, why = _classifier_layer(architecture, classifier_layer, place.source)
+    description = {
+        "encoder": architecture.encoder,
+        "head": architecture.head,
+        "num_classes": architecture.num_classes,
+        "classifier_layer": layer,
+        "image_size": image_size or _IMAGE_SIZES[architecture.encoder["stem"]],
+    }
+    names = _class_names(class_names, architecture.num_classes)
+    step = source.read_step(recognize.STEP_KEYS)
+    place.built()
+    print(_report(source, found, architecture, step, f"{layer} ({why})"))
+    if place.dry_run:
+        return description
+    _check_new(place.workdir)
+    network = Network.from_description(description)
+    _fill(network, found, source)
+    _write(place.workdir, network, step, names, place.source)
+    print(f"  wrote {place.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
+          "--init_from, and as --workdir of the modes that look at a run")
+    return description
+
+
+def _classifier_layer(architecture: Architecture, asked: int | None, path: str) -> tuple[int, str]:
+    """Chooses which output the classifier reads; returns it with the reason."""
+    layers = architecture.classifier_layers
+    if not layers:
+        if asked is not None:
+            raise UserError(f"convert.classifier_layer is {asked!r}, but --source={path} has no classifier; set it to None")
+        return 0, ""
+    if asked is not None:
+        if asked not in layers:
+            raise UserError(
+                f"convert.classifier_layer is {asked!r}, but the classifier fits only layer(s) {', '.join(map(str, layers))}"
+            )
+        return asked, "as asked"
+    if len(layers) == 1:
+        return layers[0], "the only one of its width"
+    if "pretrained" in path.rstrip("/").split("/") and 0 in layers:
+        return 0, "as in published pretrained checkpoints"
+    head_layers = architecture.head["num_layers"] if architecture.head else 0
+    if head_layers >= 3 and 1 in layers:
+        return 1, "as in published fine-tuned checkpoints; convert.classifier_layer says otherwise"
+    return layers[0], "as in SimCLRv1; convert.classifier_layer says otherwise"
+
+
+def _class_names(names: list[str] | None, num_classes: int) -> list[str]:
+    if names is None:
+        return [f"class {i}" for i in range(num_classes)]
+    if len(names) != num_classes:
+        raise UserError(f"convert.class_names has {len(names)} names, but the classifier tells {num_classes} classes apart")
+    return [str(name) for name in names]
+
+
+def _report(source: Source, found: Found, architecture: Architecture, step: int, reads: str) -> str:
+    lines = [f"convert: {source.path} ({found.layout} names, {len(source.shapes)} variables)"]
+    encoder = sum(len(group.keys) for group in [*found.convs, *found.norms])
+    averages = " (moving averages of the weights)" if found.variant else ""
+    lines.append(f"  encoder     {recognize.describe_encoder(architecture.encoder)}: {encoder} variables{averages}")
+    head = architecture.head
+    if head is None:
+        lines.append("  head        none there; fine-tuning from a layer of it will not be possible")
+    else:
+        used = "" if head["used_layers"] == head["num_layers"] else f", of which the first {head['used_layers']} are there"
+        lines.append(f"  head        {head['num_layers']} layers to {head['output_dim']}{used}")
+    if architecture.num_classes:
+        lines.append(f"  classifier  {architecture.num_classes} classes, reads head layer {reads}")
+    else:
+        lines.append("  classifier  none there; --mode=linear_eval or fine-tuning makes one")
+    for kind, count in sorted(found.ignored.items()):
+        lines.append(f"  ignored     {count} {kind}" + (f" (at step {step})" if kind == "steps" else ""))
+    if found.others:
+        lines.append(f"  also there  {', '.join(found.others)} weights; convert.weights chooses")
+    return "\n".join(lines)
+
+
+def _check_new(workdir: str) -> None:
+    holds = [name for name in (records.ARCHITECTURE, "checkpoints") if tf.io.gfile.exists(os.path.join(workdir, name))]
+    if holds:
+        raise UserError(f"--workdir={workdir} holds a run already ({', '.join(holds)}); use a new --workdir")
+
+
+def _variables(network: Network, found: Found) -> Iterator[tuple[tf.Variable, str]]:
+    """Yields each of the network's variables with its key."""
+    units = list(network.encoder.units())
+    convs = [unit for unit in units if hasattr(unit, "kernel")]
+    norms = [unit for unit in units if not hasattr(unit, "kernel")]
+    layers = [*zip(convs, found.convs), *zip(norms, found.norms)]
+    if network.head is not None:
+        layers += zip([layer.dense for layer in network.head.projections], found.dense)
+        layers += zip([layer.norm for layer in network.head.projections], found.dense_norms)
+    if network.classifier is not None:
+        layers.append((network.classifier.dense, found.classifier))
+    for layer, group in layers:
+        for leaf, key in group.keys.items():
+            yield getattr(layer, leaf), key
+
+
+def _fill(network: Network, found: Found, source: Source) -> None:
+    filled = set()
+    for variable, key in _variables(network, found):
+        variable.assign(source.read(key))
+        filled.add(id(variable))
+    missing = [v.name for part in network.parts().values() for v in part.variables if id(v) not in filled]
+    if missing:
+        raise RuntimeError(f"{len(missing)} variables got no value, such as {missing[0]}")
+
+
+def _write(workdir: str, network: Network, step: int, class_names: list[str], source: str) -> None:
+    """Writes the checkpoint aside and renames it; `architecture.json`, which makes it a workdir, comes last."""
+    aside = os.path.join(workdir, f".converting.{uuid.uuid4().hex[:8]}")
+    checkpoint.Checkpoints(aside, network.parts(), keep=1).save(step)
+    tf.io.gfile.rename(os.path.join(aside, "checkpoints"), os.path.join(workdir, "checkpoints"))
+    tf.io.gfile.rmtree(aside)
+    description = {
+        "stage": STAGE,
+        "network": network.describe(),
+        "class_names": class_names,
+        # What it was trained on is not known; the size is all that later stages take over.
+        "data": {"image_size": network.image_size},
+        "source": source,
+    }
+    records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
