@@ -59,7 +59,12 @@ _mode = ""
 
 
 def parse(
-    mode: str, gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), *, inherited: Sequence[str] = ()
+    mode: str,
+    gin_files: Sequence[str] = (),
+    gin_params: Sequence[str] = (),
+    *,
+    inherited: Sequence[str] = (),
+    shown: str | None = None,
 ) -> None:
     """Makes gin's configuration anew; later bindings win over earlier ones.
 
@@ -68,6 +73,8 @@ def parse(
       gin_files: paths, or names of shipped files; after what is inherited.
       gin_params: single bindings, last of all.
       inherited: bindings that follow from an earlier run.
+      shown: a training mode that `mode` shows without training: its stage file and recipes are read, too, and `mode`
+        has the seed and the stage that training would have.
 
     Raises:
       UserError: for anything that cannot be meant as written.
@@ -76,8 +83,8 @@ def parse(
     _mode = mode
     _bindings.clear()
     root = recipes.shipped_folder()
-    files = [(recipes.stage_file(mode), False)]
-    default = recipes.default_recipe(mode)
+    files = [(recipes.stage_file(name), False) for name in (mode, shown) if name]
+    default = recipes.default_recipe(shown or mode)
     if not gin_files and default is not None:
         files.append((default, False))
     for path, strict in files:
@@ -85,13 +92,17 @@ def parse(
     for text in inherited:
         _keep(_statements(text, "an earlier run", strict=False, including=None))
     for name in gin_files:
-        folders = ["", root, os.path.join(root, "recipes", mode), os.path.dirname(root)]
+        folders = ["", root, os.path.join(root, "recipes", shown or mode), os.path.dirname(root)]
         path = recipes.find(name, folders=folders, asked_by=f"--gin_file={name}")
         _keep(_read(path, not recipes.is_shipped(path), ()))
     for text in gin_params:
         if "=" not in text:
             raise UsageError(f"--gin_param={text!r} sets nothing; write NAME=VALUE, such as --gin_param='EPOCHS=20'")
         _keep(_statements(text, f"--gin_param={text!r}", strict=True, including=None))
+    if shown:
+        for name in ("seed", "make_stage"):
+            if f"train.{name}" in _bindings and f"{mode}.{name}" not in _bindings:
+                _keep([_bindings[f"train.{name}"]._replace(configurable=mode, parameter=name, strict=False)])
     _check_macros()
     for binding in _bindings.values():
         _check_value(binding)
@@ -373,6 +384,20 @@ def lint() -> None:
     advice = f"did you mean {close[0]}?" if close else "take it out, or bind what uses it"
     told = ", ".join(f"{binding.name} ({binding.where})" for binding in lost)
     raise UserError(f"nothing here reads {told}; {advice}")
+
+
+def settings() -> dict[str, str]:
+    """Returns all that was used, defaults included: name -> value as text, macros replaced by what they stand for."""
+    parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
+    used = {}
+    for statement in iter(parser.parse_statement, None):
+        if isinstance(statement, config_parser.BindingStatement) and statement.arg_name:
+            name = f"{statement.scope}/{statement.selector.rpartition('.')[2]}.{statement.arg_name}".lstrip("/")
+            value = statement.value
+            while isinstance(value, gin.config.ConfigurableReference) and _macro_name(value) in _bindings:
+                value = _bindings[_macro_name(value)].value
+            used[name] = repr(value)
+    return used
 
 
 def config_text() -> str:

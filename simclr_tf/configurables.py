@@ -11,12 +11,15 @@ from typing import Any
 import gin
 
 from simclr_tf import train, verbs
+from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
 from simclr_tf.optim.schedules import WarmupCosine
+from simclr_tf.preview import run_preview
+from simclr_tf.report.run import run_report
 from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
@@ -39,6 +42,9 @@ CONFIGURABLES = {
     "train": train.train,
     "evaluate": verbs.run_eval,
     "knn": verbs.run_knn,
+    "convert": run_convert,
+    "preview": run_preview,
+    "report": run_report,
 }
 
 for _name, _configurable in CONFIGURABLES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,7 +63,8 @@ def draw(
       columns: what to write above each column.
       names: what to write to the left of each row.
       title: what to write above all.
-      cell_pixels: side of the square that a picture fills. Small images are enlarged pixel by pixel, large ones averaged.
+      cell_pixels: side of the square that a picture fills. Small images are enlarged
+        pixel by pixel, large ones averaged.
 
     Returns:
       An RGB picture.
@@ -79,7 +81,7 @@ def draw(
     width = max(left + count * step_x - _GAP, int(heading.getlength(title)) + _MARGIN) + _MARGIN
     sheet = Image.new("RGB", (width, top + len(rows) * step_y - _GAP + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, _MARGIN - 4), title, _INK, heading)
+    pen.text((_MARGIN, _MARGIN - 4), _plain(title), _INK, heading)
     for x, text in enumerate(columns):
         pen.text((left + x * step_x, top - line), _cut(text, font, cell_pixels), _INK, font)
     for y, row in enumerate(rows):
@@ -104,11 +106,17 @@ def _place(sheet: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, corner: tup
         pen.rectangle([x, y, x + size[0] - 1, y + size[1] - 1], outline=cell.frame, width=_FRAME)
 
 
+def _plain(text: str) -> str:
+    """What Pillow's own font can write: accents are dropped, and letters that it lacks become question marks."""
+    parts = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(letter if letter.isascii() else "?" for letter in parts if not unicodedata.combining(letter))
+
+
 def _cut(text: str, font: ImageFont.FreeTypeFont, pixels: int) -> str:
     """Cuts a text that is longer than its place."""
-    text = " ".join(text.split())
+    text = _plain(text)
     if font.getlength(text) <= pixels:
         return text
-    while text and font.getlength(text + "…") > pixels:
+    while text and font.getlength(text + "...") > pixels:
         text = text[:-1]
-    return text + "…"
+    return text + "..."

@@ -1,0 +1,173 @@
+"""Makes the report: reads the runs, looks at images with their networks, writes one HTML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from simclr_tf import __version__, checkpoint, contact_sheet, preview, records
+from simclr_tf.data.augment import Augment
+from simclr_tf.data.base import Source
+from simclr_tf.data.dataset import Data
+from simclr_tf.errors import UserError
+from simclr_tf.models.network import Network, resolve_precision
+from simclr_tf.report import embedding, gather, sections
+from simclr_tf.report.gather import Run
+from simclr_tf.report.page import document, figure, picture, text
+from simclr_tf.train import Place
+
+FILE, COMPARISON = "report.html", "comparison.html"
+
+
+def run_report(
+    place: Place,
+    max_images: int = 1000,
+    map: str = "auto",  # noqa: A002  (what a user writes: report.map)
+    num_queries: int = 10,
+    num_neighbors: int = 8,
+    sheet_images: int = 5,
+    batch_size: int = 256,
+    precision: str = "auto",
+) -> dict:
+    """Writes a self-contained page about runs of any stage, finished or not.
+
+    Args:
+      place: its `workdir` is a run, several with commas between them, or a folder of runs. The page goes into the
+        folder, or into the first run: `report.html` about one, `comparison.html` about several.
+      max_images: how many images of the evaluation split the networks look at; evenly spaced.
+      map: of the embedding: "tsne", "umap", "pca", or "auto" for t-SNE where scikit-learn is installed, else PCA.
+      num_queries: images whose neighbours are shown; 0 for none.
+      num_neighbors: of each.
+      sheet_images: images on the augmentation sheet; 0 for none.
+      batch_size: over all replicas; changes the speed only.
+      precision: "auto", "float32", "bfloat16" or "float64".
+
+    Returns:
+      `path` of the page and `runs`, their workdirs.
+
+    Raises:
+      UserError: where there is no run, a file of it cannot be understood, or a setting makes no sense.
+    """
+    for name, value, least in (
+        ("max_images", max_images, 2),
+        ("num_queries", num_queries, 0),
+        ("num_neighbors", num_neighbors, 1),
+        ("sheet_images", sheet_images, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"report.{name} is {value!r}; use a whole number of at least {least}")
+    embedding.check_map(map)
+    chosen = resolve_precision(precision)
+    workdirs = gather.find(place.workdir)
+    runs = [gather.read(workdir, name) for workdir, name in zip(workdirs, gather.short_names(workdirs))]
+    whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == os.path.normpath(place.workdir)
+    folder = place.workdir if whole_folder else workdirs[0]
+    path = os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
+    place.built()
+    if place.dry_run:
+        print(f"report: would write {path} about {', '.join(workdirs)}")
+        return {}
+
+    networks: dict[str, Network] = {}
+    notes: dict[str, list[str]] = {run.name: [] for run in runs}
+    for run in runs:
+        if run.checkpoint is None:
+            notes[run.name].append("There is no checkpoint yet, so nothing is shown of its network.")
+            continue
+        with place.strategy.scope():
+            networks[run.name], _, _ = checkpoint.load_network(run.workdir, precision=chosen)
+    bodies = [
+        _about(
+            place, i, run, networks.get(run.name), notes[run.name],
+            max_images=max_images, map_kind=map, num_queries=num_queries, num_neighbors=num_neighbors,
+            sheet_images=sheet_images, batch_size=batch_size,
+        )
+        for i, run in enumerate(runs)
+    ]
+    title = f"{runs[0].name}: {runs[0].description.get('stage', 'run')}" if len(runs) == 1 else f"{len(runs)} runs"
+    body = "\n".join(
+        (
+            f"<h1>{text(title)}</h1>",
+            f'<p class="faint">simclr-tf {text(__version__)}; {text(", ".join(workdirs))}</p>',
+            sections.overview(runs, networks),
+            "<h2>Curves</h2>",
+            sections.curves(runs),
+            "<h2>Configuration</h2>",
+            sections.configuration(runs),
+            *bodies,
+        )
+    )
+    records.write_text(path, document(title, body))
+    print(f"report: {len(runs)} run(s); open {path}")
+    return {"path": path, "runs": workdirs}
+
+
+def _about(
+    place: Place,
+    number: int,
+    run: Run,
+    network: Network | None,
+    notes: list[str],
+    *,
+    max_images: int,
+    map_kind: str,
+    num_queries: int,
+    num_neighbors: int,
+    sheet_images: int,
+    batch_size: int,
+) -> str:
+    """The section of one run."""
+    data = Data(**run.description["data"])
+    class_names: Sequence[str] = run.description.get("class_names") or ()
+    parts, seen = [], None
+    if network is not None:
+        parts.append(sections.cost(run, network))
+    if sheet_images:
+        try:
+            parts.append(_sheet(run, data, place.data_dir, sheet_images))
+        except UserError as error:  # The run's data may be on another machine; the rest is worth showing.
+            notes.append(f"No augmentation sheet: {error}.")
+    if network is not None:
+        try:
+            source = _source(data, place.data_dir)
+            seen = embedding.look(
+                place.strategy, network, source,
+                image_size=data.image_size, max_images=max_images, batch_size=batch_size,
+                max_bad_images=data.max_bad_images,
+            )
+        except UserError as error:
+            notes.append(f"No images to look at: {error}.")
+    if seen is not None:
+        known = class_names or source.class_names or ()
+        if num_queries:
+            parts.append(
+                sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors)
+            )
+        if len(seen.features) > 1:
+            parts.append(sections.embedding_map(*embedding.flat(seen.features, map_kind), seen, known))
+    head = f'<h2 id="run{number}">{text(run.name)}</h2><p>{text(sections.status(run))}.</p>'
+    head += "".join(f"<p>{text(note)}</p>" for note in notes)
+    return f'{head}<div class="cards">{"".join(parts)}</div>{sections.classification(seen, run, class_names)}'
+
+
+def _source(data: Data, data_dir: str | None) -> Source:
+    """The evaluation split; where there is none, as in a folder without labels, the training split."""
+    try:
+        return data.open(data.eval_split, data_dir)
+    except UserError:
+        return data.open(data.train_split, data_dir)
+
+
+def _sheet(run: Run, data: Data, data_dir: str | None, count: int) -> str:
+    described = run.description.get("augment")
+    if described is None:
+        return ""
+    augment = Augment(**described)
+    pretraining = run.description.get("stage") == "pretrain"
+    seed = run.setting("train.seed", 0)
+    found = preview.views(data, augment, two_views=pretraining, num_images=count, seed=seed, data_dir=data_dir)
+    class_names = data.open(data.train_split, data_dir).class_names
+    sheet = preview.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
+    image = picture(contact_sheet.png(sheet), "training images, their views, and each augmentation alone")
+    return figure("What training sees", f'<div class="wide">{image}</div>')
