@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from simclr_tf.data.base import Source
 from simclr_tf.data.sources import open_source
+from simclr_tf.data.subset import Subset, labelled_subset
 from simclr_tf.errors import UserError
+
+SUBSET_FILE = "labelled_subset.txt"
 
 
 class Data:
-    """A data set, its splits, and the size that its images are brought to."""
+    """A data set, its splits, which of its labels are used, and the size that its images are brought to."""
 
     def __init__(
         self,
@@ -16,6 +20,11 @@ class Data:
         eval_split: str = "test",
         image_size: int = 32,
         max_bad_images: int = 100,
+        label_fraction: float | None = None,
+        labels_per_class: int | None = None,
+        label_list: str | None = None,
+        subset_seed: int = 0,
+        download: bool = False,
     ):
         """Names the data; nothing is read yet.
 
@@ -25,17 +34,49 @@ class Data:
           eval_split: what to evaluate on.
           image_size: of the square images that networks see, in pixels.
           max_bad_images: how many unreadable images are skipped before the run stops.
+          label_fraction: share of each class whose labels training with labels may use, in (0, 1], one image at least; or
+          labels_per_class: how many labelled images of each class; or
+          label_list: a text file that names the labelled images, one a line: files' paths or names, or ids.
+          subset_seed: decides which images a fraction or number takes. Smaller subsets lie in larger ones.
+          download: whether tensorflow-datasets may download what is not prepared.
         """
         if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8:
             raise UserError(f"Data.image_size is {image_size!r}; use a whole number of pixels, at least 8")
-        if not isinstance(max_bad_images, int) or max_bad_images < 0:
+        if not isinstance(max_bad_images, int) or isinstance(max_bad_images, bool) or max_bad_images < 0:
             raise UserError(f"Data.max_bad_images is {max_bad_images!r}; use a whole number of at least 0")
+        if not isinstance(subset_seed, int) or isinstance(subset_seed, bool):
+            raise UserError(f"Data.subset_seed is {subset_seed!r}; use a whole number")
+        if not isinstance(download, bool):
+            raise UserError(f"Data.download is {download!r}; use True or False")
+        _check_subset(label_fraction, labels_per_class, label_list)
         self.source, self.train_split, self.eval_split = source, train_split, eval_split
         self.image_size, self.max_bad_images = image_size, max_bad_images
+        self.label_fraction, self.labels_per_class, self.label_list = label_fraction, labels_per_class, label_list
+        self.subset_seed, self.download = subset_seed, download
 
-    def open(self, split: str, data_dir: str | None = None):
+    def open(self, split: str, data_dir: str | None = None) -> Source:
         """Opens a split; see `simclr_tf.data.sources.open_source`."""
-        return open_source(self.source, split, data_dir)
+        return open_source(self.source, split, data_dir, download=self.download)
+
+    def open_labelled(self, data_dir: str | None = None) -> Source:
+        """Opens the training split for training with labels: its labelled subset, or all of it where none is asked for."""
+        source = self.open(self.train_split, data_dir)
+        if self.label_fraction is None and self.labels_per_class is None and self.label_list is None:
+            return source
+        return labelled_subset(
+            source,
+            fraction=self.label_fraction,
+            per_class=self.labels_per_class,
+            list_file=self.label_list,
+            seed=self.subset_seed,
+        )
+
+    def subset_files(self, source: Source) -> dict[str, str]:
+        """Returns file name -> text that names the examples of a labelled subset, one a line; nothing for a whole source.
+
+        The file serves as `label_list`.
+        """
+        return {SUBSET_FILE: "".join(f"{name}\n" for name in source.example_ids)} if isinstance(source, Subset) else {}
 
     def describe(self) -> dict:
         """Returns the constructor's values."""
@@ -45,4 +86,30 @@ class Data:
             "eval_split": self.eval_split,
             "image_size": self.image_size,
             "max_bad_images": self.max_bad_images,
+            "label_fraction": self.label_fraction,
+            "labels_per_class": self.labels_per_class,
+            "label_list": self.label_list,
+            "subset_seed": self.subset_seed,
+            "download": self.download,
         }
+
+
+def _check_subset(fraction: float | None, per_class: int | None, list_file: str | None) -> None:
+    given = {
+        name: value
+        for name, value in (
+            ("label_fraction", fraction), ("labels_per_class", per_class), ("label_list", list_file),
+        )
+        if value is not None
+    }
+    if len(given) > 1:
+        said = " and ".join(f"Data.{name} = {value!r}" for name, value in given.items())
+        raise UserError(f"{said} exclude each other; give one, and None to the other")
+    number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    if fraction is not None and (not number or not 0 < fraction <= 1):
+        raise UserError(f"Data.label_fraction is {fraction!r}; use a number in (0, 1], such as 0.1 for 10 %")
+    whole = isinstance(per_class, int) and not isinstance(per_class, bool)
+    if per_class is not None and (not whole or per_class < 1):
+        raise UserError(f"Data.labels_per_class is {per_class!r}; use a whole number of at least 1")
+    if list_file is not None and (not isinstance(list_file, str) or not list_file):
+        raise UserError(f"Data.label_list is {list_file!r}; use the path of a text file")

@@ -5,6 +5,9 @@ Sizes are read from the header and checked before anything is decoded, so that a
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+
 from simclr_tf.stack import tf
 
 MAX_PIXELS = 2**27  # 134 million: larger than any camera's picture.
@@ -70,6 +73,11 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_png(encoded, channels=3)
 
 
+def png_header(height: int, width: int) -> bytes:
+    """Returns what every PNG file of a size begins with."""
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height)
+
+
 def _bmp(encoded: tf.Tensor) -> tf.Tensor:
     header = _bytes(encoded, 0, _HEADER)
     height = _number(header[22:26])
@@ -120,7 +128,7 @@ def _gif(encoded: tf.Tensor) -> tf.Tensor:
 
 def _webp(encoded: tf.Tensor) -> tf.Tensor:
     if not READS_WEBP:
-        return _nothing(f"TensorFlow {tf.__version__} cannot read WebP")
+        return _refuse(encoded, f"TensorFlow {tf.__version__} cannot read WebP")
     # The lossy, lossless and extended kinds each keep the size elsewhere; a WebP has 2^28 pixels at most anyway.
     header = _bytes(encoded, 0, 30)
     bits = _number(header[21:25])
@@ -133,9 +141,14 @@ def _webp(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_webp(encoded, channels=3)[..., :3]
 
 
-def _nothing(message: str) -> tf.Tensor:
-    tf.debugging.assert_equal(tf.constant(True), tf.constant(False), message)
+def _refuse(encoded: tf.Tensor, message: str) -> tf.Tensor:
+    # A condition that is only known once there is an image; a plain False would fail while the graph is made.
+    tf.debugging.assert_negative(tf.strings.length(encoded), message)
     return tf.zeros([1, 1, 3], tf.uint8)
+
+
+def _unknown(encoded: tf.Tensor) -> tf.Tensor:
+    return _refuse(encoded, "it is no JPEG, PNG, BMP, GIF or WebP image")
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -152,7 +165,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     Raises:
       tf.errors.InvalidArgumentError: for what is no image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
-    branches = [_jpeg, _png, _bmp, _gif, _webp, lambda _: _nothing("it is no JPEG, PNG, BMP, GIF or WebP image")]
+    branches = [_jpeg, _png, _bmp, _gif, _webp, _unknown]
 
     def branch(function):
         def call() -> tf.Tensor:
@@ -164,3 +177,29 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
     image = tf.switch_case(_format(encoded), [branch(function) for function in branches])
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def try_decode(
+    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], index: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Reads and decodes one example, and goes on where that fails.
+
+    TensorFlow has no operation that tries. A data set of one element can leave out what fails; only reading and decoding
+    happen inside, so that no other error is hidden.
+
+    Args:
+      read: takes a number and returns the encoded image and its label.
+      index: scalar int64.
+
+    Returns:
+      [H, W, 3] uint8, the label (int32), and whether it went well; otherwise one black pixel and -1.
+    """
+
+    def attempt(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        encoded, label = read(index)
+        return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
+
+    nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
+    tried = tf.data.Dataset.from_tensors(index).map(attempt).ignore_errors()
+    image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
+    return tf.ensure_shape(image, [None, None, 3]), label, sound

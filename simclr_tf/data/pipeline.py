@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.base import Source
-from simclr_tf.data.decode import decode
+from simclr_tf.data.decode import decode, try_decode
 from simclr_tf.data.order import permutation, replacement
 from simclr_tf.data.prepare import Prepare
 from simclr_tf.randomness import example_seed, stream
@@ -254,7 +254,10 @@ def _read_example(
     """Reads, decodes and crops one example; an unreadable one is replaced or left black with weight 0."""
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return _read_or_false(source, index, may_fail=bad_images is not None)
+        if bad_images is not None:
+            return try_decode(source.read, index)
+        encoded, label = source.read(index)
+        return decode(encoded), label, tf.constant(True)
 
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
     image, label, sound = tf.cond(plan.wanted, lambda: read(plan.index), lambda: nothing)
@@ -288,22 +291,3 @@ def _replaced(read, plan: _Plan, first, bad_images: BadImages, instead) -> tuple
         shape_invariants=tuple(unknown),
     )
     return image, label, index
-
-
-def _read_or_false(source: Source, index: tf.Tensor, *, may_fail: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Reads and decodes one example: image, label, and whether that went well.
-
-    TensorFlow has no operation that tries to decode. A data set of one element can leave out what fails; only reading
-    and decoding happen inside, so that no other error is hidden.
-    """
-
-    def attempt(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        encoded, label = source.read(index)
-        return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
-
-    if not may_fail:
-        return attempt(index)
-    nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
-    tried = tf.data.Dataset.from_tensors(index).map(attempt).ignore_errors()
-    image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
-    return tf.ensure_shape(image, [None, None, 3]), label, sound
