@@ -3,64 +3,183 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from collections import Counter
 
 from absl import logging
 
-from simclr_tf import records
+from simclr_tf import memory, records
 from simclr_tf.errors import UserError
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
 _FOLDER = "checkpoints"
+NETWORKS = ("online", "momentum")
 # What TensorFlow raises for a checkpoint that is cut off, overwritten or gone.
 _UNREADABLE = (tf.errors.OpError, ValueError, AssertionError)
 
 
-def newest(path: str) -> str | None:
-    """Returns the newest checkpoint of a workdir, None where it has none."""
-    return tf.train.latest_checkpoint(os.path.join(path, _FOLDER))
+# TensorFlow writes NAME_temp/, moves it to NAME.data-*, and writes NAME.index at last.
+_OWN_FILE = re.compile(r"step-(\d+)(\.index|\.data-\d{5}-of-\d{5}|_temp)")
+
+
+def _steps(folder: str) -> list[int]:
+    """The steps of the checkpoints in a folder, newest first, whatever their state.
+
+    What lies there counts, not TensorFlow's list of it (the file `checkpoint`), which can be lost or older.
+    """
+    try:
+        names = tf.io.gfile.listdir(folder)
+    except tf.errors.NotFoundError:
+        return []
+    # A bucket gives folders' names with a slash.
+    matches = [_OWN_FILE.fullmatch(name.rstrip("/")) for name in names]
+    return sorted({int(match[1]) for match in matches if match and match[2] == ".index"}, reverse=True)
+
+
+def _prefix(folder: str, step: int) -> str:
+    return os.path.join(folder, f"step-{step}")
+
+
+def _damage(path: str) -> str | None:
+    """Reads a whole checkpoint, which verifies its checksums; returns what is wrong with it, None where nothing is."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except _UNREADABLE as error:
+        return _first_line(error)
+    return None
+
+
+def _readable(folder: str) -> tuple[int | None, list[int]]:
+    """Finds the newest checkpoint that is whole; warns of those that are passed over.
+
+    Returns:
+      Its step, None where there is none; and the steps of those that are older.
+    """
+    steps = _steps(folder)
+    for number, step in enumerate(steps):
+        damage = _damage(_prefix(folder, step))
+        if damage is None:
+            return step, steps[number + 1 :]
+        logging.warning("passing over the checkpoint %s, which cannot be read: %s", _prefix(folder, step), damage)
+    if steps:
+        raise UserError(
+            f"none of the {len(steps)} checkpoint(s) in {folder} can be read; use another --workdir to start anew, or "
+            "restore the files"
+        )
+    return None, []
+
+
+def exists(workdir: str) -> bool:
+    """Whether a workdir has checkpoints, whatever their state."""
+    return bool(_steps(os.path.join(workdir, _FOLDER)))
+
+
+def newest(workdir: str) -> str | None:
+    """Returns the newest checkpoint of a workdir that is whole, None where it has none.
+
+    Raises:
+      UserError: where there are checkpoints, but none can be read.
+    """
+    folder = os.path.join(workdir, _FOLDER)
+    step, _ = _readable(folder)
+    return None if step is None else _prefix(folder, step)
 
 
 class Checkpoints:
     """A run's own checkpoints."""
 
-    def __init__(self, workdir: str, items: dict[str, tf.Module], *, keep: int):
+    def __init__(self, workdir: str, items: dict[str, tf.Module], *, keep: int, chief: bool = True):
         """Looks after `workdir`/checkpoints.
 
         Args:
           workdir: folder of the run.
           items: what to save, by name.
           keep: how many of the newest to keep.
+          chief: whether this process's files are the ones that count. Saving is a collective act of all workers, but
+            what the others write is thrown away.
         """
+        # `write` and `read` leave out TensorFlow's count of saves, so that a checkpoint does not tell how often its run
+        # was interrupted.
         self._checkpoint = tf.train.Checkpoint(**items)
-        folder = os.path.join(workdir, _FOLDER)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, folder, max_to_keep=keep, checkpoint_name="step")
+        self._folder = os.path.join(workdir, _FOLDER)
+        self._keep, self._chief = keep, chief
+        self._good: list[int] = []
 
-    def save(self, step: int) -> None:
-        """Saves everything as of `step` steps taken."""
-        self._manager.save(checkpoint_number=step)
+    def save(self, step: int) -> str:
+        """Saves everything as of `step` steps taken, then deletes what is older than the newest few.
 
-    def resume(self) -> str | None:
-        """Restores the newest checkpoint that can be read; returns its path, or None where there is none.
+        Returns:
+          The checkpoint's path.
 
         Raises:
-          UserError: when there are checkpoints, but none of them can be read; nothing is overwritten then.
+          UserError: where it cannot be written; the checkpoints before it are still there.
         """
-        paths = list(reversed(self._manager.checkpoints))
-        for path in paths:
-            try:
-                status = self._checkpoint.restore(path)
-                status.assert_consumed()
-                return path
-            except _UNREADABLE as error:
-                logging.warning("passing over the checkpoint %s, which cannot be read: %s", path, _first_line(error))
-        if paths:
+        if not self._chief:
+            with tempfile.TemporaryDirectory() as folder:
+                return self._checkpoint.write(os.path.join(folder, "step"))
+        path = _prefix(self._folder, step)
+        if step in self._good:
+            return path
+        try:
+            tf.io.gfile.makedirs(self._folder)
+            self._checkpoint.write(path)
+            good = sorted({*self._good, step}, reverse=True)[: self._keep]
+            self._write_list(good)
+        except (OSError, tf.errors.OpError) as error:
+            self._remove({step})
+            kept = f"the checkpoint of step {max(self._good)} is kept" if self._good else "there was none before"
             raise UserError(
-                f"none of the {len(paths)} checkpoint(s) in {os.path.dirname(paths[0])} can be read or fits this run; "
-                "use another --workdir to start anew, or restore the files"
-            )
-        return None
+                f"the checkpoint {path} cannot be written ({_first_line(error)}); {kept}: make room or restore the "
+                "access, and give the same command again"
+            ) from None
+        self._good = good
+        self._remove(None)
+        return path
+
+    def _write_list(self, steps: list[int]) -> None:
+        """Writes the file by which `tf.train.latest_checkpoint` finds the newest checkpoint."""
+        lines = [f'model_checkpoint_path: "step-{steps[0]}"']
+        lines += [f'all_model_checkpoint_paths: "step-{step}"' for step in reversed(steps)]
+        records.write_text(os.path.join(self._folder, "checkpoint"), "\n".join(lines) + "\n")
+
+    def _remove(self, steps: set[int] | None) -> None:
+        """Removes the files of some steps, or (None) of all not to be kept: older, unreadable or half-written."""
+        try:
+            names = [name.rstrip("/") for name in tf.io.gfile.listdir(self._folder)]
+            # The index goes first: what has none is no checkpoint.
+            for name in sorted(names, key=lambda name: not name.endswith(".index")):
+                match = _OWN_FILE.fullmatch(name)
+                if not match or (int(match[1]) in self._good if steps is None else int(match[1]) not in steps):
+                    continue
+                path = os.path.join(self._folder, name)
+                tf.io.gfile.rmtree(path) if match[2] == "_temp" else tf.io.gfile.remove(path)
+        except (OSError, tf.errors.OpError) as error:
+            logging.warning("cannot remove old checkpoints in %s: %s", self._folder, _first_line(error))
+
+    def resume(self) -> str | None:
+        """Restores the newest checkpoint that is whole; returns its path, or None where there is none.
+
+        Raises:
+          UserError: when there are checkpoints, but none of them can be read, or the newest that can is of another run;
+            nothing is overwritten then.
+        """
+        step, older = _readable(self._folder)
+        if step is None:
+            return None
+        path = _prefix(self._folder, step)
+        try:
+            self._checkpoint.read(path).assert_consumed()
+        except _UNREADABLE as error:
+            raise UserError(
+                f"the checkpoint {path} does not fit this run ({_first_line(error)}); use another --workdir, or the "
+                "settings of the run that wrote it (see its config.gin)"
+            ) from None
+        self._good = [step, *older]
+        return path
 
 
 def _first_line(error: Exception) -> str:
@@ -79,10 +198,12 @@ def read_architecture(path: str, flag: str) -> dict:
         raise UserError(f"{flag}={path} is not the workdir of a run ({found}); give the --workdir of an earlier run")
     try:
         description = records.read_json(file)
-        description["network"]["encoder"]  # noqa: B018  (looked up to see whether it is there)
+        description["network"]["encoder"]  # Looked up to see whether it is there.
         return description
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be understood ({_first_line(error)}); restore it, or give another {flag}") from None
+        raise UserError(
+            f"{file} cannot be understood ({_first_line(error)}); restore it, or give another {flag}"
+        ) from None
 
 
 def initialize(network: Network, init_from: str, *, required: tuple[str, ...], optional: tuple[str, ...]) -> str:
@@ -115,9 +236,11 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
             raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}")
     try:
         reader = tf.train.load_checkpoint(path)
-        tf.train.Checkpoint(**taken).restore(path).assert_existing_objects_matched()
+        tf.train.Checkpoint(**taken).read(path).assert_existing_objects_matched()
     except _UNREADABLE as error:
-        raise UserError(f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another") from None
+        raise UserError(
+            f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another"
+        ) from None
     missing = [name for name in parts if name not in taken]
     return _table(reader.get_variable_to_shape_map(), set(taken), missing)
 
@@ -135,13 +258,16 @@ def _table(shapes: dict[str, list[int]], taken: set[str], missing: list[str]) ->
     return "\n".join(rows)
 
 
-def load_network(workdir: str, *, precision: str = "float32", flag: str = "--workdir") -> tuple[Network, dict, str]:
+def load_network(
+    workdir: str, *, precision: str = "float32", flag: str = "--workdir", which: str = "online"
+) -> tuple[Network, dict, str]:
     """Loads the network that a run trained; to be called inside a strategy's scope.
 
     Args:
       workdir: folder of the run, of any stage.
       precision: to compute in.
       flag: what `workdir` was given as, for messages.
+      which: "online", or "momentum" for the moving average that a memory keeps (its classifier is the online one's).
 
     Returns:
       The network, all of `architecture.json`, and the checkpoint's path.
@@ -153,9 +279,21 @@ def load_network(workdir: str, *, precision: str = "float32", flag: str = "--wor
     path = newest(workdir)
     if path is None:
         raise UserError(f"{flag}={workdir} has no checkpoint; let its run reach one first, or give another")
+    if which not in NETWORKS:
+        raise UserError(f"network {which!r} is unknown; choose one of {', '.join(NETWORKS)}")
     network = Network.from_description(description["network"], precision=precision)
+    parts = network.parts()
+    if which == "momentum":
+        if not description.get("memory"):
+            raise UserError(
+                f"{flag}={workdir} was trained without a memory and has no momentum network; take the online one"
+            )
+        averaged = {name: parts.pop(name) for name in memory.PARTS}
+        parts["memory"] = tf.train.Checkpoint(network=tf.train.Checkpoint(**averaged))
     try:
-        tf.train.Checkpoint(**network.parts()).restore(path).assert_existing_objects_matched()
+        tf.train.Checkpoint(**parts).read(path).assert_existing_objects_matched()
     except _UNREADABLE as error:
-        raise UserError(f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another") from None
+        raise UserError(
+            f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another"
+        ) from None
     return network, description, path

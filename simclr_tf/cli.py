@@ -6,12 +6,14 @@ Nothing heavy is imported before the flags are known to make sense, so that `--h
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import app, flags, logging
 
+from simclr_tf import preemption
 from simclr_tf.errors import UsageError, UserError
 
 _MODE = flags.DEFINE_string("mode", None, "What to do; see the list above.")
@@ -19,11 +21,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run whose network to start from.")
 _TEACHER = flags.DEFINE_string("teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "What to read: a published checkpoint (convert), folder:PATH or other images (embed), vectors (neighbors)."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors).")
+_QUERY = flags.DEFINE_multi_string("query", [], "Image file, or a name in --source, to find neighbours of; may be repeated.")
 _STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 _TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
 _VIRTUAL_DEVICES = flags.DEFINE_integer("virtual_devices", 0, "Split the CPU into so many devices, to try distribution.")
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated.")
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such as EPOCHS=20; may be repeated.")
+_STAGE = flags.DEFINE_string("stage", None, "With --mode=preview: the training mode whose recipe is shown.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
 
 
@@ -36,6 +44,9 @@ class Operation(NamedTuple):
       trains: whether it writes a workdir of its own, rather than asking something of one that is there.
       takes: flags about other runs and files that it may be given.
       needs: the same that it must be given.
+      makes_workdir: whether the workdir is made only when all went well, and nothing is asked of one before.
+      shows_recipe: whether it reads a training mode's recipe without training.
+      reads_several: whether --workdir may name several runs; they are left as they are.
     """
 
     summary: str
@@ -43,10 +54,13 @@ class Operation(NamedTuple):
     trains: bool
     takes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    makes_workdir: bool = False
+    shows_recipe: bool = False
+    reads_several: bool = False
 
 
 # Flags that name other runs and files; an operation says which of them it takes or needs.
-_ABOUT_OTHERS = ("init_from", "teacher")
+_ABOUT_OTHERS = ("init_from", "teacher", "source", "output", "query")
 
 OPERATIONS = {
     "pretrain": Operation("learn from images without labels", "train", True, ("init_from",)),
@@ -56,6 +70,18 @@ OPERATIONS = {
     "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)),
     "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
     "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
+    "preview": Operation(
+        "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
+    ),
+    "report": Operation("one page about the run in --workdir, or several with commas", "report", False, reads_several=True),
+    "convert": Operation("turn the published checkpoint --source into a workdir", "convert", False, needs=("source",), makes_workdir=True),
+    "export": Operation("write the network in --workdir as SavedModels, TFLite or ONNX", "export", False, ("output",)),
+    "embed": Operation("write the vectors of --source's images to --output", "embed", False, (), ("source", "output")),
+    "neighbors": Operation("show which images look like --query", "neighbors", False, ("output",), ("source", "query")),
+    "preview": Operation(
+        "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
+    ),
+    "report": Operation("one page about the run in --workdir, or several with commas", "report", False, reads_several=True),
     "all": Operation("pretrain, fine-tune and distill, one after the other", "", True),
     "demo": Operation("the whole story on the embedded images, in ten minutes", "", True),
 }
@@ -92,8 +118,10 @@ def _check_usage(argv: list[str]) -> Operation:
         flags.FLAGS.set_default("workdir", "runs/demo")
     if not _WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
+    if _STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
+        raise UsageError(f"--mode={mode} takes no --stage; only preview can use it")
     for flag in _ABOUT_OTHERS:
-        given = flags.FLAGS[flag].value is not None
+        given = flags.FLAGS[flag].value not in (None, [])
         if given and flag not in OPERATIONS[mode].takes + OPERATIONS[mode].needs:
             takers = [name for name, operation in OPERATIONS.items() if flag in operation.takes + operation.needs]
             raise UsageError(f"--mode={mode} takes no --{flag}; only {', '.join(takers)} can use it")
@@ -122,7 +150,10 @@ def _inherited(operation: Operation) -> list[str]:
     from simclr_tf import checkpoint, records
     from simclr_tf.stack import tf
 
-    source, flag = (_INIT_FROM.value, "--init_from") if operation.trains else (_WORKDIR.value, "--workdir")
+    if operation.reads_several or operation.makes_workdir:
+        return []
+    from_others = operation.trains or operation.shows_recipe
+    source, flag = (_INIT_FROM.value, "--init_from") if from_others else (_WORKDIR.value, "--workdir")
     sections = {}
     if source:
         description = checkpoint.read_architecture(source, flag)
@@ -135,6 +166,17 @@ def _inherited(operation: Operation) -> list[str]:
     elif _TEACHER.value and tf.io.gfile.exists(os.path.join(_TEACHER.value, records.ARCHITECTURE)):
         sections["Data"] = checkpoint.read_architecture(_TEACHER.value, "--teacher")["data"]
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
+
+
+def _shown_mode() -> str:
+    """The training mode whose recipe is shown: --stage, else where the recipe lies, else pretraining."""
+    modes = [mode for mode, operation in OPERATIONS.items() if operation.trains and operation.configurable]
+    if _STAGE.value is not None:
+        if _STAGE.value not in modes:
+            raise UsageError(f"--stage={_STAGE.value} is unknown{_suggest(_STAGE.value, modes)}")
+        return _STAGE.value
+    folders = [part for name in _GIN_FILE.value for part in name.replace(os.sep, "/").split("/")[:-1]]
+    return next((folder for folder in reversed(folders) if folder in modes), "pretrain")
 
 
 def _run_sequence() -> None:
@@ -161,16 +203,17 @@ def _run(argv: list[str]) -> None:
     from simclr_tf import cluster, config, configurables
     from simclr_tf.train import Place
 
-    config.parse(_MODE.value, _GIN_FILE.value, _GIN_PARAM.value, inherited=_inherited(operation))
+    config.parse(
+        _MODE.value,
+        _GIN_FILE.value,
+        _GIN_PARAM.value,
+        inherited=_inherited(operation),
+        shown=_shown_mode() if operation.shows_recipe else None,
+    )
     strategy = cluster.make_strategy(_STRATEGY.value, tpu=_TPU.value, virtual_devices=_VIRTUAL_DEVICES.value)
-    writes_configuration = operation.trains and not _DRY_RUN.value
-    if not _DRY_RUN.value:
+    leaves_workdir = operation.reads_several or operation.makes_workdir or "output" in operation.needs
+    if not _DRY_RUN.value and not leaves_workdir and cluster.role(strategy).is_chief:
         _check_writable(_WORKDIR.value)
-
-    def built() -> None:
-        config.lint()
-        if writes_configuration:
-            config.save(_WORKDIR.value)
 
     place = Place(
         workdir=_WORKDIR.value,
@@ -178,9 +221,15 @@ def _run(argv: list[str]) -> None:
         data_dir=_DATA_DIR.value,
         init_from=_INIT_FROM.value,
         teacher=_TEACHER.value,
+        source=_SOURCE.value,
+        output=_OUTPUT.value,
+        queries=tuple(_QUERY.value),
         dry_run=_DRY_RUN.value,
-        built=built,
+        # Most of a recipe is of no interest to what only shows it.
+        built=config.lint if not operation.shows_recipe else lambda: None,
+        accepted=lambda: config.save(_WORKDIR.value),
         stepped=lambda: config.save_operative(_WORKDIR.value),
+        settings=config.settings,
     )
     configurables.configured(operation.configurable)(place)
 
@@ -200,6 +249,8 @@ def _guarded(run: Callable[[], None]) -> int:
 
 def main() -> None:
     """Runs the command line and exits."""
+    # Until a run watches for itself there is nothing to save.
+    signal.signal(signal.SIGTERM, preemption.leave)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     sys.modules["__main__"].__doc__ = _usage()

@@ -63,8 +63,8 @@ def _tpu_address(name: str) -> str:
         return name
     if workers.index:
         raise UserError(
-            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); start the "
-            "run on host 0 only, which leads the others"
+            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); start "
+            "the run on host 0 only, which leads the others"
         )
     return ",".join(f"grpc://{address}" for address in workers.addresses)
 
@@ -124,8 +124,8 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         raise UserError(
-            f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({str(error).strip().splitlines()[0]}); "
-            "start all workers with the same list, and see that their ports are free and reachable"
+            f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({str(error).strip().splitlines()[0]});"
+            " start all workers with the same list, and see that their ports are free and reachable"
         ) from None
     except RuntimeError as error:
         if "after" not in str(error) and "initial" not in str(error):

@@ -23,3 +23,12 @@ class UsageError(UserError):
     """A command line that cannot be meant as written; exits with code 2."""
 
     exit_code = 2
+
+
+class StartAgain(UserError):
+    """The run was interrupted through nobody's fault, and the same command goes on where it was; exits with code 75.
+
+    That is EX_TEMPFAIL of sysexits.h: "try again later". Launch scripts start such a run again.
+    """
+
+    exit_code = 75

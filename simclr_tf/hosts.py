@@ -53,7 +53,9 @@ def from_tf_config(text: str) -> Workers:
         ) from None
     strange = sorted({*jobs, kind} - {"chief", "worker"})
     if strange:
-        raise UserError(f"TF_CONFIG names {', '.join(strange)}, but only a chief and workers take part here; leave the rest out")
+        raise UserError(
+            f"TF_CONFIG names {', '.join(strange)}, but only a chief and workers take part here; leave the rest out"
+        )
     if kind not in jobs or not 0 <= index < len(jobs[kind]):
         raise UserError(
             f"TF_CONFIG says that this is {kind} {index}, but its cluster has {len(jobs.get(kind, []))} of that kind"
@@ -156,8 +158,8 @@ def from_slurm(environ: Mapping[str, str]) -> Workers:
         tasks = [count // len(nodes) + (number < count % len(nodes)) for number in range(len(nodes))]
     if len(tasks) != len(nodes) or sum(tasks) != count or not 0 <= rank < count:
         raise UserError(
-            f"SLURM names {len(nodes)} node(s) with {tasks} tasks, but {count} task(s), of which this is number {rank}; "
-            "start the run by srun, or set TF_CONFIG"
+            f"SLURM names {len(nodes)} node(s) with {tasks} tasks, but {count} task(s), of which this is number {rank};"
+            " start the run by srun, or set TF_CONFIG"
         )
     first = _SLURM_FIRST_PORT + job % _SLURM_PORTS
     addresses: list[str] = []

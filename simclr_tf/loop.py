@@ -28,12 +28,14 @@ class Chunk(NamedTuple):
       records: one dict a step, name -> float.
       seconds: of the whole call.
       waiting_seconds: of these, spent waiting for the input pipeline.
+      asked_to_stop: whether some process of the run wants to stop; all of them hear of it after the same step.
     """
 
     first_step: int
     records: list[dict[str, float]]
     seconds: float
     waiting_seconds: float
+    asked_to_stop: bool = False
 
 
 class Loop:
@@ -64,11 +66,17 @@ class Loop:
         Raises:
           UserError: for XLA with several replicas in one process, which TensorFlow cannot compile.
         """
-        if jit_compile and strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.TPUStrategy):
+        if jit_compile and strategy.num_replicas_in_sync > 1 and not isinstance(
+            strategy, (tf.distribute.TPUStrategy, collectives.OneProgram)
+        ):
             raise UserError(
                 f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot compile "
                 "their exchange outside TPUs; set it to False, or use one replica"
             )
+        if stage.network.dtype == tf.float64:
+            # float64 is for comparisons. TensorFlow's arithmetic rewriting changes the last digits of the float32
+            # images under some strategies and not under others.
+            tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.stage = stage
         self.optimizer = optimizer
@@ -79,11 +87,16 @@ class Loop:
         self._step_seconds: float | None = None
         self._variables = list(stage.trained_variables)
         self._names: list[str] = []
-        self._replica_step_fn = tf.function(self._replica_step, jit_compile=True) if jit_compile else self._replica_step
+        # Only `_steps` has Python for AutoGraph to convert.
+        step = tf.autograph.experimental.do_not_convert(self._replica_step)
+        self._replica_step_fn = tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
         self._run = tf.function(self._steps, reduce_retracing=True)
 
-    def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor) -> tf.Tensor:
-        """One replica's step; returns the record, [names] in the loss's type, equal on every replica."""
+    def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        """One replica's step; returns the record, [names] in the loss's type, equal on every replica.
+
+        Behind the named values comes the number of replicas whose process wants to stop.
+        """
         seeds = {
             name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
             for name, stream in batch.items()
@@ -105,34 +118,55 @@ class Loop:
         self.stage.after_update(step)
         measured = {"loss": loss, **shares, **{name: self._share(value, dtype) for name, value in metrics.items()}}
         self._names = [*measured, "learning_rate"]
-        record = collectives.all_sum(tf.stack(list(measured.values())))
-        return tf.concat([record, [tf.cast(rate, dtype)]], axis=0)
+        record = collectives.all_sum(tf.stack([*measured.values(), tf.cast(stop, dtype)]))
+        return tf.concat([record[:-1], [tf.cast(rate, dtype)], record[-1:]], axis=0)
+
+    def one_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Takes one replica's step of `run`, for who traces it to compile or run it elsewhere.
+
+        Args:
+          batch: each stream's name -> this replica's tensors.
+          step: its number, scalar int64.
+
+        Returns:
+          What `run` records, name -> scalar.
+        """
+        record = self._replica_step(batch, step, tf.constant(False))
+        return dict(zip(self._names, tf.unstack(record)))
 
     def _share(self, values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """This replica's share of a mean over the global batch; values: [B], of the same B on every replica."""
         return tf.reduce_mean(tf.cast(values, dtype)) / self._strategy.num_replicas_in_sync
 
-    def _steps(self, iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes up to `count` steps, fewer after a loss that is not finite."""
+    def _steps(self, iterator, count: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes up to `count` steps, fewer after a loss that is not finite, or when some process wants to stop."""
         records = tf.TensorArray(self.stage.network.dtype, size=0, dynamic_size=True)
         waited = tf.constant(0.0, tf.float64)
-        done, sound = tf.constant(0), tf.constant(True)
-        while tf.logical_and(done < count, sound):
+        done, go_on = tf.constant(0), tf.constant(True)
+        while tf.logical_and(done < count, go_on):
             asked = tf.timestamp()
             with tf.control_dependencies([asked]):
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 waited += tf.timestamp() - asked
-            record = self._strategy.run(self._replica_step_fn, args=(batch, self.step.read_value()))
+            record = self._strategy.run(self._replica_step_fn, args=(batch, self.step.read_value(), stop))
             record = self._strategy.experimental_local_results(record)[0]
             self.step.assign_add(1)
             records = records.write(done, record)
-            sound = tf.math.is_finite(record[0])
+            go_on = tf.logical_and(tf.math.is_finite(record[0]), tf.equal(record[-1], 0))
             done += 1
         return records.stack(), waited
 
-    def run(self, iterator: Iterator, last_step: int) -> Iterator[Chunk]:
+    def run(
+        self, iterator: Iterator, last_step: int, *, wants_to_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Chunk]:
         """Takes steps until `last_step` of them have been taken since the run's start, yielding after each call.
+
+        Args:
+          iterator: of the strategy's batches.
+          last_step: where to end.
+          wants_to_stop: whether this process wants to; asked before each call. All processes then leave the call after
+            the same step, and `asked_to_stop` is true in all of them.
 
         Raises:
           UserError: as soon as a loss is not finite, with the step, the learning rate and the last finite losses. The
@@ -142,14 +176,15 @@ class Loop:
         while (first := int(self.step.numpy())) < last_step:
             count = min(self._steps_in_call(), last_step - first)
             start = time.perf_counter()
-            values, waited = self._run(iterator, tf.constant(count))
+            values, waited = self._run(iterator, tf.constant(count), tf.constant(wants_to_stop()))
             seconds = time.perf_counter() - start
             if self._step_seconds is not None or count > 1:
                 self._step_seconds = seconds / len(values)
             else:
                 self._step_seconds = math.inf  # The first call traced the function and says nothing of its speed.
-            records = [dict(zip(self._names, map(float, row))) for row in values.numpy()]
-            yield Chunk(first, records, seconds, float(waited))
+            values = values.numpy()
+            records = [dict(zip(self._names, map(float, row))) for row in values]
+            yield Chunk(first, records, seconds, float(waited), asked_to_stop=bool(values[-1, -1] > 0))
             if not np.isfinite(records[-1]["loss"]):
                 recent += [record["loss"] for record in records[:-1]]
                 raise UserError(_diverged(first + len(records) - 1, records[-1]["learning_rate"], recent))

@@ -23,7 +23,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Reports steps done, images per second, loss, the share of time spent waiting for data, and the time left."""
 
-    def __init__(self, title: str, *, total_steps: int, first_step: int, images_per_step: int):
+    def __init__(
+        self, title: str, *, total_steps: int, first_step: int, images_per_step: int, silent: bool = False
+    ):
         """Starts reporting.
 
         Args:
@@ -31,11 +33,13 @@ class Progress:
           total_steps: of the whole work, whatever was done before.
           first_step: steps done before.
           images_per_step: for images per second.
+          silent: reports nothing; for all but one of several processes.
         """
         self._title, self._total, self._images_per_step = title, total_steps, images_per_step
         self._step = first_step
         self._last_line = -float("inf")
-        self._terminal = sys.stderr.isatty()
+        self._silent = silent
+        self._terminal = sys.stderr.isatty() and not silent
         self._rate: float | None = None
         self._bar = tqdm(
             total=total_steps,
@@ -56,6 +60,8 @@ class Progress:
           waiting_seconds: of these, spent waiting for data.
           loss: the last one.
         """
+        if self._silent:
+            return
         self._step += steps
         rate = steps / max(seconds, 1e-9)
         # The first call includes tracing and would spoil the average, so it only counts until there is another.

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
 METRICS, THROUGHPUT, RESULT, ARCHITECTURE = "metrics.jsonl", "throughput.jsonl", "result.json", "architecture.json"
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Tells what the file system refuses within it (a full disk, a lost bucket, no rights) in one line."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be written ({reason}); make room or restore the access, and give the same command again: a "
+            "training run goes on from its last checkpoint"
+        ) from None
+
+
 def write_text(path: str, text: str) -> None:
-    """Writes a file aside and renames it, so that no reader and no crash ever sees half of it."""
+    """Writes a file aside and renames it, so that no reader and no crash ever sees half of it.
+
+    Raises:
+      UserError: where the file system refuses.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes any file as `write_text` does."""
     aside = f"{path}.{os.getpid()}.tmp"
-    with tf.io.gfile.GFile(aside, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(aside, path, overwrite=True)
+    with writing(path):
+        try:
+            with tf.io.gfile.GFile(aside, "wb") as file:
+                file.write(content)
+            tf.io.gfile.rename(aside, path, overwrite=True)
+        except tf.errors.OpError:
+            with contextlib.suppress(tf.errors.OpError):
+                tf.io.gfile.remove(aside)
+            raise
+
+
+_LEFTOVER = re.compile(r".*\.(json|jsonl|gin|png|html)\.\d+\.tmp|checkpoint\.\d+\.tmp|\.writable\.\d+")
+
+
+def remove_leftovers(workdir: str) -> None:
+    """Removes what killed processes left half-written aside; for the one process that may write here."""
+    for folder in (workdir, os.path.join(workdir, "checkpoints")):
+        with contextlib.suppress(tf.errors.OpError):
+            for name in tf.io.gfile.listdir(folder):
+                if _LEFTOVER.fullmatch(name):
+                    tf.io.gfile.remove(os.path.join(folder, name))
 
 
 def write_json(path: str, value: Any) -> None:
@@ -37,6 +81,21 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(clean) + "\n"
 
 
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines, without what a kill cut off; empty where there is no file."""
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
 class Records:
     """A run's records in its workdir.
 
@@ -44,57 +103,63 @@ class Records:
     machine and the hour (images per second, waiting) goes to `throughput.jsonl`.
     """
 
-    def __init__(self, workdir: str, *, first_step: int, every_steps: int, constants: dict[str, float]):
+    def __init__(self, workdir: str, *, first_step: int, num_steps: int, every_steps: int, constants: dict[str, float]):
         """Opens the records to continue at `first_step`; what was recorded of it and later steps is dropped.
 
         Args:
           workdir: folder of the run.
           first_step: the next step's number.
+          num_steps: of the whole run; the last one is always recorded.
           every_steps: records steps whose number divides by this.
           constants: added to every record of metrics.
+
+        Raises:
+          UserError: where the file system refuses; `add`, `flush` and `close` likewise.
         """
-        self._every_steps, self._constants = every_steps, constants
-        self._metrics = self._reopen(os.path.join(workdir, METRICS), first_step)
-        self._throughput = self._reopen(os.path.join(workdir, THROUGHPUT), first_step)
-        self._board = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self._workdir, self._every_steps, self._constants = workdir, every_steps, constants
+        self._last_step = num_steps - 1
+        self._files = {name: self._reopen(os.path.join(workdir, name), first_step) for name in (METRICS, THROUGHPUT)}
+        with writing(os.path.join(workdir, "tensorboard")):
+            self._board = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
 
     @staticmethod
     def _reopen(path: str, first_step: int) -> tf.io.gfile.GFile:
-        kept = []
-        if tf.io.gfile.exists(path):
-            with tf.io.gfile.GFile(path) as file:
-                for line in file:
-                    try:
-                        keep = json.loads(line)["step"] < first_step
-                    except (ValueError, KeyError, TypeError):  # Cut off by a kill; its step will be taken again.
-                        keep = False
-                    if keep:
-                        kept.append(line)
-            write_text(path, "".join(kept))
+        kept = [row for row in read_lines(path) if row["step"] < first_step]
+        write_text(path, "".join(map(json_line, kept)))
         return tf.io.gfile.GFile(path, "a")
 
     def add(self, first_step: int, records: list[dict[str, float]], throughput: dict[str, float]) -> None:
         """Records consecutive steps and how fast they went."""
-        with self._board.as_default():
+        last = first_step + len(records) - 1
+        with writing(self._workdir), self._board.as_default():
             for step, record in enumerate(records, start=first_step):
-                if step % self._every_steps == 0:
-                    self._metrics.write(json_line({"step": step, **record, **self._constants}))
+                if step % self._every_steps == 0 or step == self._last_step:
+                    self._files[METRICS].write(json_line({"step": step, **record, **self._constants}))
                     for name, value in record.items():
                         tf.summary.scalar(name, value, step=step)
-            last = first_step + len(records) - 1
-            self._throughput.write(json_line({"step": last, **throughput}))
+            self._files[THROUGHPUT].write(json_line({"step": last, **throughput}))
             for name, value in throughput.items():
                 tf.summary.scalar(f"throughput/{name}", value, step=last)
 
+    def last(self) -> dict[str, float]:
+        """Returns the run's last record, without the constants; to be called after its last step."""
+        row = read_lines(os.path.join(self._workdir, METRICS))[-1]
+        return {name: value for name, value in row.items() if name != "step" and name not in self._constants}
+
+    def total(self, name: str) -> float:
+        """Returns the sum of a number of `throughput.jsonl` over the whole run, interruptions and all."""
+        return float(sum(row.get(name, 0.0) for row in read_lines(os.path.join(self._workdir, THROUGHPUT))))
+
     def flush(self) -> None:
         """Brings everything to disk; called before a checkpoint, which must never be ahead of its records."""
-        self._metrics.flush()
-        self._throughput.flush()
-        self._board.flush()
+        with writing(self._workdir):
+            for file in self._files.values():
+                file.flush()
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.flush()
-        self._metrics.close()
-        self._throughput.close()
-        self._board.close()
+        with writing(self._workdir):
+            for file in self._files.values():
+                file.close()
+            self._board.close()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable
 
-from simclr_tf import records, summary
+from simclr_tf import preemption, records, summary
 from simclr_tf.errors import UsageError, UserError
 
 STAGES = ("pretrain", "finetune", "distill")
@@ -21,7 +20,7 @@ def run_command(*arguments: str) -> None:
       UserError: when it fails; what it said is above.
     """
     print(f"\n$ simclr {shlex.join(arguments)}", flush=True)
-    code = subprocess.call([sys.executable, "-m", "simclr_tf.cli", *arguments])
+    code = preemption.call([sys.executable, "-m", "simclr_tf.cli", *arguments])
     if code:
         raise UserError(
             f"the last command ended with exit code {code}; put right what it said, and give the same command again",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -9,18 +10,48 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from simclr_tf import checkpoint, evaluate, records, summary
+from simclr_tf import checkpoint, cluster, collectives, evaluate, identity, records, summary
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.pipeline import train_dataset
-from simclr_tf.errors import UserError
+from simclr_tf.errors import StartAgain, UserError
+from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
-from simclr_tf.models.network import differences, resolve_precision
+from simclr_tf.models.network import resolve_precision
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
+from simclr_tf.preemption import Watch
 from simclr_tf.progress import Progress, duration
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Input, Stage
+
+
+class Built(NamedTuple):
+    """A run before its first step: what `train` makes of a configuration.
+
+    Attributes:
+      stage: what is trained, with its first values.
+      optimizer: built for the stage's variables.
+      loop: takes the steps.
+      inputs: the stage's streams of examples, by name.
+      global_batch_size: examples of a step over all replicas.
+      num_examples: of an epoch.
+      steps: length of the run.
+      epochs: the same in epochs.
+      seed: the run's.
+      precision: "float32", "bfloat16" or "float64".
+    """
+
+    stage: Stage
+    optimizer: Optimizer
+    loop: Loop
+    inputs: dict[str, Input]
+    global_batch_size: int
+    num_examples: int
+    steps: int
+    epochs: float
+    seed: int
+    precision: str
 
 
 class Place(NamedTuple):
@@ -32,9 +63,15 @@ class Place(NamedTuple):
       data_dir: where data sets lie, or None.
       init_from: workdir to take weights from, or None.
       teacher: workdir or SavedModel to imitate, or None.
+      source: what to read, or None.
+      output: where to write, or None for within the workdir.
+      queries: images to find neighbours of.
       dry_run: build and report only.
-      built: called once all is constructed, before anything is written.
+      built: called once all is constructed; says what is wrong with the settings.
+      accepted: called once it is sure that the run may write to its workdir.
       stepped: called after the first step.
+      instead: called with what was built in place of training, and its answer returned.
+      settings: returns what was set, name -> value as text, defaults included.
     """
 
     workdir: str
@@ -42,9 +79,34 @@ class Place(NamedTuple):
     data_dir: str | None = None
     init_from: str | None = None
     teacher: str | None = None
+    source: str | None = None
+    output: str | None = None
+    queries: tuple[str, ...] = ()
     dry_run: bool = False
     built: Callable[[], None] = lambda: None
+    accepted: Callable[[], None] = lambda: None
     stepped: Callable[[], None] = lambda: None
+    instead: Callable[[Built], dict] | None = None
+    settings: Callable[[], dict[str, str]] = dict
+
+    def say(self, text: str) -> None:
+        """Prints, in the one process of the run that does."""
+        if cluster.role(self.strategy).is_chief:
+            print(text, flush=True)
+
+
+class _Plan(NamedTuple):
+    """The run in numbers."""
+
+    steps: int
+    epochs: float
+    global_batch_size: int
+    seed: int
+    precision: str
+    num_examples: int
+    checkpoint_every_steps: int
+    record_every_steps: int
+    replicas: int
 
 
 def _check_positive(**values) -> None:
@@ -163,91 +225,149 @@ def train(
             jit_compile=jit_compile,
             steps_per_call=steps_per_call,
         )
+    if place.instead is not None:
+        place.built()
+        return place.instead(
+            Built(
+                stage, optimizer, loop, inputs, global_batch_size=global_batch_size, num_examples=num_examples,
+                steps=steps, epochs=epochs, seed=seed, precision=chosen,
+            )
+        )
     measured = stage.eval_input()
     place.built()
-    print(
+    place.say(
         f"{stage.name}: {summary.magnitude(num_examples)} images of {examples.source.name}, {steps} steps of "
         f"{global_batch_size} ({epochs:g} epochs), {replicas} replica(s), {chosen}"
         + (f" (chosen from precision {precision!r})" if chosen != precision else "")
     )
     for name, part in stage.network.parts().items():
-        print(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
+        place.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
     if place.dry_run:
-        print(f"  encoder, forward, one image of {stage.network.image_size} pixels: "
-              f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP")
+        place.say(f"  encoder, forward, one image of {stage.network.image_size} pixels: "
+                  f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP")
         return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network)}
 
-    _check_workdir(place.workdir, stage.describe())
-    items = {**stage.checkpoint_items(), "optimizer": optimizer, "step": loop.step}
-    checkpoints = checkpoint.Checkpoints(place.workdir, items, keep=keep_checkpoints)
-    path = checkpoints.resume()
-    if path is not None:
-        print(f"  resuming at step {int(loop.step)} from {path}")
-    elif place.init_from is not None:
-        required, optional = stage.initial_parts()
-        table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
-        print(f"  initialized from {place.init_from}\n{table}")
-    if path is None:
-        stage.after_initialize()
-    first_step = int(loop.step)
-    if first_step >= steps and tf.io.gfile.exists(os.path.join(place.workdir, records.RESULT)):
-        print(f"  nothing to do: all {steps} steps were taken before (see {place.workdir}/{records.RESULT})")
-        return records.read_json(os.path.join(place.workdir, records.RESULT))
-
-    frozen = fingerprint(stage.frozen_variables)
-    records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
-    for name, text in stage.files().items():
-        records.write_text(os.path.join(place.workdir, name), text)
-    started = time.time()
-    last = _loop(
-        place, stage, loop, checkpoints, inputs,
-        steps=steps, global_batch_size=global_batch_size, seed=seed,
+    plan = _Plan(
+        steps=steps,
+        epochs=epochs,
+        global_batch_size=global_batch_size,
+        seed=seed,
+        precision=chosen,
+        num_examples=num_examples,
         checkpoint_every_steps=checkpoint_every_steps or max(1, min(1000, num_examples // global_batch_size)),
         record_every_steps=record_every_steps,
+        replicas=replicas,
     )
-    if fingerprint(stage.frozen_variables) != frozen:
-        raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
-    seconds = time.time() - started
-
-    result = {
-        "stage": stage.name,
-        "steps": steps,
-        "epochs": epochs,
-        "global_batch_size": global_batch_size,
-        "seed": seed,
-        "precision": chosen,
-        "replicas": replicas,
-        "encoder_parameters": summary.count_parameters(stage.network.encoder),
-        "seconds": round(seconds, 1),
-        "images_per_second": round((steps - first_step) * global_batch_size / max(seconds, 1e-9), 1),
-        "last_step": last,
-        "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__},
-    }
-    if measured is not None:
-        outputs = evaluate.collect(
-            strategy, measured, stage.eval_batch, batch_size=eval_batch_size or min(512, global_batch_size),
+    role = cluster.role(strategy)
+    with contextlib.ExitStack() as held:
+        watch = held.enter_context(Watch())
+        lock = held.enter_context(WorkdirLock(place.workdir)) if role.is_chief else None
+        checkpoints = checkpoint.Checkpoints(
+            place.workdir,
+            {**stage.checkpoint_items(), "optimizer": optimizer, "step": loop.step},
+            keep=keep_checkpoints,
+            chief=role.is_chief,
         )
-        result["evaluation"] = stage.measure(outputs)
-    records.write_json(os.path.join(place.workdir, records.RESULT), result)
+        try:
+            _start(place, stage, loop, checkpoints, plan)
+            done = os.path.join(place.workdir, records.RESULT)
+            if int(loop.step) >= steps and tf.io.gfile.exists(done):
+                place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
+                return records.read_json(done)
+            frozen = fingerprint(stage.frozen_variables)
+            course = _loop(place, stage, loop, checkpoints, inputs, plan, watch, lock)
+            if fingerprint(stage.frozen_variables) != frozen:
+                raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
+            outputs = None
+            if measured is not None:
+                outputs = evaluate.collect(
+                    strategy, measured, stage.eval_batch, batch_size=eval_batch_size or min(512, global_batch_size)
+                )
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+            if role.count == 1:
+                raise
+            raise StartAgain(
+                f"another of the {role.count} workers went away ({str(error).strip().splitlines()[0]}); start all of "
+                "them again: they go on from the last checkpoint"
+            ) from None
+        result = {
+            "stage": stage.name,
+            "steps": steps,
+            "epochs": epochs,
+            "global_batch_size": global_batch_size,
+            "seed": seed,
+            "precision": chosen,
+            "replicas": replicas,
+            "encoder_parameters": summary.count_parameters(stage.network.encoder),
+            "seconds": round(course.seconds, 1),
+            "images_per_second": round(steps * global_batch_size / max(course.seconds, 1e-9), 1),
+            "last_step": course.last,
+            "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__},
+        }
+        if outputs is not None:
+            result["evaluation"] = stage.measure(outputs)
+        if role.is_chief:
+            records.write_json(os.path.join(place.workdir, records.RESULT), result)
     top_1 = f", top-1 {100 * result['evaluation']['top_1']:.2f}% on {measured.source.name}" if measured else ""
-    print(f"{stage.name}: done in {duration(seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
+    place.say(f"{stage.name}: done in {duration(course.seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
     return result
 
 
-def _check_workdir(workdir: str, description: dict) -> None:
-    """Refuses to go on with a run of another stage or network."""
-    path = os.path.join(workdir, records.ARCHITECTURE)
-    if checkpoint.newest(workdir) is None or not tf.io.gfile.exists(path):
+def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Checkpoints, plan: _Plan) -> None:
+    """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
+    chosen = {
+        "global_batch_size": plan.global_batch_size,
+        "steps": plan.steps,
+        "seed": plan.seed,
+        "precision": plan.precision,
+        "num_examples": plan.num_examples,
+    }
+    mine = identity.identify(place.settings(), **chosen)
+    identity.check(place.workdir, stage.describe(), mine)
+    path = checkpoints.resume()
+    if path is not None:
+        place.say(f"  resuming at step {int(loop.step)} from {path}")
+    else:
+        if place.init_from is not None:
+            required, optional = stage.initial_parts()
+            table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
+            place.say(f"  initialized from {place.init_from}\n{table}")
+        stage.after_initialize()
+    _check_same_step(place.strategy, int(loop.step))
+    if not cluster.role(place.strategy).is_chief:
         return
-    there = checkpoint.read_architecture(workdir, "--workdir")
-    unlike = differences({"stage": there.get("stage")}, {"stage": description["stage"]})
-    for name in ("encoder", "head"):
-        sides = [side["network"].get(name) or {} for side in (there, description)]
-        unlike += [f"{name}'s {line}" for line in differences(*sides)]
-    for name in ("num_classes", "classifier_layer"):
-        unlike += differences(*({name: side["network"].get(name)} for side in (there, description)))
-    if unlike:
-        raise UserError(f"--workdir={workdir} holds another run: {'; '.join(unlike)}; use a new --workdir")
+    records.remove_leftovers(place.workdir)
+    place.accepted()
+    if path is None or not tf.io.gfile.exists(os.path.join(place.workdir, identity.RUN)):
+        identity.save(place.workdir, mine)
+    records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
+    for name, text in stage.files().items():
+        records.write_text(os.path.join(place.workdir, name), text)
+
+
+def _check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
+    """Refuses to start where workers found different checkpoints."""
+    if cluster.role(strategy).count == 1:
+        return
+
+    @tf.function
+    def gathered() -> tf.Tensor:
+        steps = strategy.run(lambda: collectives.concat(tf.constant([step], tf.int64)))
+        return strategy.experimental_local_results(steps)[0]
+
+    steps = gathered().numpy().tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the workers found checkpoints of different steps ({', '.join(map(str, steps))}); --workdir has to be one "
+            "folder that all of them see, on a shared file system or in a bucket"
+        )
+
+
+class _Course(NamedTuple):
+    """How a run went: its last record, and seconds over all its interruptions."""
+
+    last: dict[str, float]
+    seconds: float
 
 
 def _loop(
@@ -256,16 +376,17 @@ def _loop(
     loop: Loop,
     checkpoints: checkpoint.Checkpoints,
     inputs: dict[str, Input],
-    *,
-    steps: int,
-    global_batch_size: int,
-    seed: int,
-    checkpoint_every_steps: int,
-    record_every_steps: int,
-) -> dict[str, float]:
-    """Trains to the end and returns the last step's record."""
+    plan: _Plan,
+    watch: Watch,
+    lock: WorkdirLock | None,
+) -> _Course:
+    """Trains to the end.
+
+    Raises:
+      StartAgain: after SIGTERM, when the step is finished and saved.
+    """
     first_step = int(loop.step)
-    replicas = place.strategy.num_replicas_in_sync
+    role = cluster.role(place.strategy)
     bad_images = {
         name: BadImages(stage.max_bad_images, stream.source) for name, stream in inputs.items() if stream.source.may_fail
     }
@@ -273,61 +394,92 @@ def _loop(
     def shard(context: tf.distribute.InputContext) -> tf.data.Dataset:
         streams = {}
         for name, stream in inputs.items():
-            batch_size = stream.batch_size or global_batch_size
+            batch_size = stream.batch_size or plan.global_batch_size
             streams[name] = train_dataset(
                 stream.source,
                 stream.prepare,
                 global_batch_size=batch_size,
-                per_replica_batch_size=batch_size // replicas,
-                seed=seed,
+                per_replica_batch_size=batch_size // plan.replicas,
+                seed=plan.seed,
                 first_step=first_step,
-                num_steps=steps - first_step,
+                num_steps=plan.steps - first_step,
                 shard_index=context.input_pipeline_id,
                 num_shards=context.num_input_pipelines,
                 bad_images=bad_images.get(name),
+                stream_name=name,
             )
         return tf.data.Dataset.zip(streams)
 
     iterator = iter(place.strategy.distribute_datasets_from_function(shard))
-    log = records.Records(
-        place.workdir,
+    log = None
+    if role.is_chief:
+        log = records.Records(
+            place.workdir,
+            first_step=first_step,
+            num_steps=plan.steps,
+            every_steps=plan.record_every_steps,
+            constants=stage.constants(plan.global_batch_size),
+        )
+    progress = Progress(
+        stage.name,
+        total_steps=plan.steps,
         first_step=first_step,
-        every_steps=record_every_steps,
-        constants=stage.constants(global_batch_size),
+        images_per_step=plan.global_batch_size,
+        silent=not role.is_chief,
     )
-    progress = Progress(stage.name, total_steps=steps, first_step=first_step, images_per_step=global_batch_size)
     last: dict[str, float] = {}
+    clock = time.monotonic()
     try:
-        while int(loop.step) < steps:
-            now = int(loop.step)
-            stop = min(steps, (now // checkpoint_every_steps + 1) * checkpoint_every_steps)
-            for chunk in loop.run(iterator, stop):
-                if chunk.first_step == first_step:
-                    place.stepped()
-                throughput = {
-                    "images_per_second": len(chunk.records) * global_batch_size / max(chunk.seconds, 1e-9),
-                    "waiting_for_data": chunk.waiting_seconds / max(chunk.seconds, 1e-9),
-                }
-                if bad_images:
-                    throughput["bad_images"] = sum(bad.count for bad in bad_images.values())
-                log.add(chunk.first_step, chunk.records, throughput)
-                last = chunk.records[-1]
-                progress.update(
-                    len(chunk.records),
-                    seconds=chunk.seconds,
-                    waiting_seconds=chunk.waiting_seconds,
-                    loss=last["loss"],
-                )
-            log.flush()
-            checkpoints.save(int(loop.step))
+        with watch.finishing():
+            while int(loop.step) < plan.steps:
+                now = int(loop.step)
+                stop = min(plan.steps, (now // plan.checkpoint_every_steps + 1) * plan.checkpoint_every_steps)
+                stopped = False
+                for chunk in loop.run(iterator, stop, wants_to_stop=lambda: watch.asked):
+                    last = chunk.records[-1]
+                    if log is not None:
+                        if chunk.first_step == first_step:
+                            place.stepped()
+                        clock, seconds = time.monotonic(), time.monotonic() - clock
+                        images = len(chunk.records) * plan.global_batch_size
+                        throughput = {
+                            "images_per_second": images / max(chunk.seconds, 1e-9),
+                            "waiting_for_data": chunk.waiting_seconds / max(chunk.seconds, 1e-9),
+                            "seconds": seconds,
+                        }
+                        if bad_images:
+                            throughput["bad_images"] = sum(bad.count for bad in bad_images.values())
+                        log.add(chunk.first_step, chunk.records, throughput)
+                    progress.update(
+                        len(chunk.records),
+                        seconds=chunk.seconds,
+                        waiting_seconds=chunk.waiting_seconds,
+                        loss=last["loss"],
+                    )
+                    # Several processes stop only together: a step, and a checkpoint, takes all of them.
+                    stopped = chunk.asked_to_stop or (role.count == 1 and watch.asked)
+                    if stopped:
+                        break
+                if log is not None:
+                    log.flush()
+                    lock.check()
+                checkpoints.save(int(loop.step))
+                if stopped and int(loop.step) < plan.steps:
+                    raise StartAgain(
+                        f"stopped by SIGTERM; saved at step {int(loop.step)} of {plan.steps}: the same command goes on"
+                    )
+        course = _Course(last, 0.0) if log is None else _Course(last or log.last(), log.total("seconds"))
     except tf.errors.OpError:
         for bad in bad_images.values():
             bad.check()
         raise
     finally:
         progress.close()
-        log.close()
+        if log is not None:
+            log.close()
     for bad in bad_images.values():
         if bad.count:
-            print(f"  {bad.count} unreadable image(s) were skipped: {', '.join(sorted(bad.names)[:5])}")
-    return last
+            place.say(f"  {bad.count} unreadable image(s) were skipped: {', '.join(sorted(bad.names)[:5])}")
+    if watch.asked:
+        raise StartAgain("stopped by SIGTERM after the last step; the same command goes on with the measurement")
+    return course
