@@ -11,16 +11,20 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from simclr_tf import preemption
 from simclr_tf.errors import UsageError, UserError
 
-_MODE = flags.DEFINE_string("mode", None, "What to do; see the list above.")
+_MODE = flags.DEFINE_string("mode", None, "What to do: one of the modes above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it."
+)
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run whose network to start from.")
-_TEACHER = flags.DEFINE_string("teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate.")
+_TEACHER = flags.DEFINE_string(
+    "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
+)
 _SOURCE = flags.DEFINE_string(
     "source", None, "What to read: a published checkpoint (convert), folder:PATH or other images (embed), vectors (neighbors)."
 )
@@ -28,8 +32,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where to write: vectors.npz, .par
 _QUERY = flags.DEFINE_multi_string("query", [], "Image file, or a name in --source, to find neighbours of; may be repeated.")
 _STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 _TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
-_VIRTUAL_DEVICES = flags.DEFINE_integer("virtual_devices", 0, "Split the CPU into so many devices, to try distribution.")
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated.")
+_VIRTUAL_DEVICES = flags.DEFINE_integer(
+    "virtual_devices", 0, "Split the CPU into so many devices, to try distribution."
+)
+_GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated."
+)
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such as EPOCHS=20; may be repeated.")
 _STAGE = flags.DEFINE_string("stage", None, "With --mode=preview: the training mode whose recipe is shown.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
@@ -87,23 +95,49 @@ OPERATIONS = {
 }
 
 
-def _usage() -> str:
-    rows = "\n".join(f"  {mode:<12} {operation.summary}" for mode, operation in OPERATIONS.items())
-    return f"SimCLRv2: pretrain, fine-tune, distill.\n\nUSAGE: simclr --mode=MODE --workdir=FOLDER [flags]\n\nModes:\n{rows}\n"
+_COMMON_FLAGS = (
+    *(_MODE, _WORKDIR, _INIT_FROM, _TEACHER, _DATA_DIR, _GIN_FILE, _GIN_PARAM, _STRATEGY, _VIRTUAL_DEVICES, _DRY_RUN),
+)
+
+
+def _help(full: bool) -> str:
+    """What --help prints; with `full` every flag there is."""
+    modes = [f"  {mode:<12} {operation.summary}" for mode, operation in OPERATIONS.items()]
+    if full:
+        shown = ["All flags:", flags.FLAGS.get_help()]
+    else:
+        common = [flags.FLAGS[holder.name] for holder in _COMMON_FLAGS]
+        shown = ["Flags:", *(f"  --{flag.name:<16} {flag.help}" for flag in common), "  --helpfull         All flags."]
+    return "\n".join(
+        [
+            "SimCLRv2: learn what images show without labels, fine-tune on a few, distill into a small network.",
+            "",
+            "Usage: simclr --mode=MODE --workdir=FOLDER [flags]",
+            "",
+            "Modes:",
+            *modes,
+            "",
+            *shown,
+        ]
+    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(f"--{error.flagname} is unknown{_suggest(error.flagname, list(flags.FLAGS), '--')}") from None
     except flags.Error as error:
         raise UsageError(str(error).splitlines()[0]) from None
 
 
-def _suggest(word: str, known: list[str]) -> str:
+def _suggest(word: str, known: list[str], prefix: str = "") -> str:
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; choose one of {', '.join(known)}"
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return "; see simclr --help" if prefix else f"; choose one of {', '.join(known)}"
 
 
 def _check_usage(argv: list[str]) -> Operation:
@@ -157,8 +191,11 @@ def _inherited(operation: Operation) -> list[str]:
     sections = {}
     if source:
         description = checkpoint.read_architecture(source, flag)
-        sections["Data"] = description["data"]
+        sections["Data"] = dict(description["data"])
         if operation.trains:
+            # Which labels to use is a matter of the new run.
+            for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed"):
+                sections["Data"].pop(name, None)
             sections["ResNet"] = description["network"]["encoder"]
             head = description["network"]["head"]
             if head:
@@ -240,8 +277,9 @@ def _guarded(run: Callable[[], None]) -> int:
         run()
         return 0
     except UserError as error:
-        print(f"simclr: {error}", file=sys.stderr)
-        return error.exit_code
+        sys.stdout.flush()
+        print(f"simclr: {error.original}", file=sys.stderr)
+        return error.original.exit_code
     except KeyboardInterrupt:
         print("simclr: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -253,25 +291,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, preemption.leave)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    sys.modules["__main__"].__doc__ = _usage()
-
-    def parse(argv: list[str]) -> list[str]:
-        parsed: list[str] = []
-        code = _guarded(lambda: parsed.extend(_parse_flags(argv)))
-        if code:
-            sys.exit(code)
-        return parsed
-
-    def run(argv: list[str]) -> None:
-        # Finished runs leave by the same door as failed ones; absl's own exit would lose the code.
-        sys.exit(_guarded(lambda: _run(argv)))
-
-    app.run(run, flags_parser=parse) if not _wants_help() else app.run(run)
-
-
-def _wants_help() -> bool:
-    """absl answers its help flags only through its own parser."""
-    return any(argument.lstrip("-").split("=")[0] in ("help", "helpfull", "helpshort", "helpxml") for argument in sys.argv[1:])
+    asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
+    if asked & {"help", "h", "helpshort", "helpfull"}:
+        print(_help(full="helpfull" in asked))
+        sys.exit(0)
+    sys.exit(_guarded(lambda: _run(_parse_flags(sys.argv))))
 
 
 if __name__ == "__main__":
