@@ -26,10 +26,14 @@ _TEACHER = flags.DEFINE_string(
     "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
 )
 _SOURCE = flags.DEFINE_string(
-    "source", None, "What to read: a published checkpoint (convert), folder:PATH or other images (embed), vectors (neighbors)."
+    "source", None, "What to read: a published checkpoint (convert), images such as folder:PATH (embed), vectors (neighbors)."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors).")
-_QUERY = flags.DEFINE_multi_string("query", [], "Image file, or a name in --source, to find neighbours of; may be repeated.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors)."
+)
+_QUERY = flags.DEFINE_multi_string(
+    "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."
+)
 _STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 _TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
 _VIRTUAL_DEVICES = flags.DEFINE_integer(
@@ -74,30 +78,39 @@ OPERATIONS = {
     "pretrain": Operation("learn from images without labels", "train", True, ("init_from",)),
     "finetune": Operation("train --init_from further on a few labels", "train", True, needs=("init_from",)),
     "supervised": Operation("train from scratch on the same labels, for comparison", "train", True),
-    "distill": Operation("train a student to imitate --teacher without labels", "train", True, ("init_from",), ("teacher",)),
-    "linear_eval": Operation("train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)),
+    "distill": Operation(
+        "train a student to imitate --teacher without labels", "train", True, ("init_from",), needs=("teacher",)
+    ),
+    "linear_eval": Operation(
+        "train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)
+    ),
     "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
     "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
-    "preview": Operation(
-        "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
+    "convert": Operation(
+        "turn the published checkpoint --source into a workdir", "convert", False, needs=("source",), makes_workdir=True
     ),
-    "report": Operation("one page about the run in --workdir, or several with commas", "report", False, reads_several=True),
-    "convert": Operation("turn the published checkpoint --source into a workdir", "convert", False, needs=("source",), makes_workdir=True),
     "export": Operation("write the network in --workdir as SavedModels, TFLite or ONNX", "export", False, ("output",)),
     "embed": Operation("write the vectors of --source's images to --output", "embed", False, (), ("source", "output")),
     "neighbors": Operation("show which images look like --query", "neighbors", False, ("output",), ("source", "query")),
     "preview": Operation(
         "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
     ),
-    "report": Operation("one page about the run in --workdir, or several with commas", "report", False, reads_several=True),
+    "report": Operation(
+        "one page about the run in --workdir, or several with commas", "report", False, reads_several=True
+    ),
     "all": Operation("pretrain, fine-tune and distill, one after the other", "", True),
     "demo": Operation("the whole story on the embedded images, in ten minutes", "", True),
 }
 
 
 _COMMON_FLAGS = (
-    *(_MODE, _WORKDIR, _INIT_FROM, _TEACHER, _DATA_DIR, _GIN_FILE, _GIN_PARAM, _STRATEGY, _VIRTUAL_DEVICES, _DRY_RUN),
+    "mode", "workdir", "init_from", "teacher", "data_dir", "gin_file", "gin_param", "strategy", "virtual_devices", "dry_run"
 )
+
+
+def _described(flag: str) -> str:
+    """A flag's help, without what absl adds to it."""
+    return flags.FLAGS[flag].help.split(";\n")[0]
 
 
 def _help(full: bool) -> str:
@@ -106,8 +119,8 @@ def _help(full: bool) -> str:
     if full:
         shown = ["All flags:", flags.FLAGS.get_help()]
     else:
-        common = [flags.FLAGS[holder.name] for holder in _COMMON_FLAGS]
-        shown = ["Flags:", *(f"  --{flag.name:<16} {flag.help}" for flag in common), "  --helpfull         All flags."]
+        common = [f"  --{flag:<16} {_described(flag)}" for flag in _COMMON_FLAGS]
+        shown = ["Flags:", *common, "  --helpfull         Shows all flags."]
     return "\n".join(
         [
             "SimCLRv2: learn what images show without labels, fine-tune on a few, distill into a small network.",
@@ -160,7 +173,7 @@ def _check_usage(argv: list[str]) -> Operation:
             takers = [name for name, operation in OPERATIONS.items() if flag in operation.takes + operation.needs]
             raise UsageError(f"--mode={mode} takes no --{flag}; only {', '.join(takers)} can use it")
         if flag in OPERATIONS[mode].needs and not given:
-            raise UsageError(f"--{flag} is missing; --mode={mode} needs {flags.FLAGS[flag].help[0].lower()}{flags.FLAGS[flag].help[1:]}")
+            raise UsageError(f"--{flag} is missing, which --mode={mode} needs: {_described(flag)}")
     return OPERATIONS[mode]
 
 
@@ -226,7 +239,7 @@ def _run_sequence() -> None:
         raise UsageError(f"--mode={_MODE.value} has no --dry_run; each of its stages has")
     if _MODE.value == "demo":
         if _GIN_FILE.value or _GIN_PARAM.value:
-            raise UsageError("--mode=demo takes no gin files or parameters; --mode=all does the same for your own settings")
+            raise UsageError("--mode=demo takes no gin files or parameters; --mode=all does the same with your settings")
         demo.run(_WORKDIR.value, others=others)
         return
     sequence.run_all(_WORKDIR.value, gin_files=_GIN_FILE.value, gin_params=_GIN_PARAM.value, others=others)

@@ -15,6 +15,9 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int | None = None):
         """Takes the line to print and, where it is not the class's own, the exit code."""
         super().__init__(message)
+        # gin hands on what is raised inside a configurable as a stand-in with a longer text, which asks this one for
+        # what it does not have itself.
+        self.original = self
         if exit_code is not None:
             self.exit_code = exit_code
 
