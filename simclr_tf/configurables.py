@@ -14,6 +14,7 @@ from simclr_tf import train, verbs
 from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
+from simclr_tf.memory import Memory
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
@@ -32,6 +33,7 @@ CONFIGURABLES = {
     "ResNet": ResNet,
     "ProjectionHead": ProjectionHead,
     "Pretrain": Pretrain,
+    "Memory": Memory,
     "Supervised": Supervised,
     "Distill": Distill,
     "Lars": Lars,

@@ -242,10 +242,13 @@ def train(
     )
     for name, part in stage.network.parts().items():
         place.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
+    costs = stage.costs(global_batch_size)
+    for name, cost in costs.items():
+        place.say(f"  {name.replace('_', ' ')}: {summary.magnitude(cost)}")
     if place.dry_run:
         place.say(f"  encoder, forward, one image of {stage.network.image_size} pixels: "
                   f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP")
-        return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network)}
+        return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network), **costs}
 
     plan = _Plan(
         steps=steps,
@@ -299,6 +302,7 @@ def train(
             "precision": chosen,
             "replicas": replicas,
             "encoder_parameters": summary.count_parameters(stage.network.encoder),
+            **costs,
             "seconds": round(course.seconds, 1),
             "images_per_second": round(steps * global_batch_size / max(course.seconds, 1e-9), 1),
             "last_step": course.last,

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 from simclr_tf import collectives
 from simclr_tf.stack import keras, tf
 
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
+# Replicas are traced in threads of their own.
+_still = threading.local()
+
+
+@contextlib.contextmanager
+def still_averages() -> Iterator[None]:
+    """Within it, training mode moves no moving average: for passes beside the one that counts."""
+    before = getattr(_still, "on", False)
+    _still.on = True
+    try:
+        yield
+    finally:
+        _still.on = before
 
 
 def _pool(mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -126,6 +143,8 @@ class BatchNorm(keras.layers.Layer):
         return x * tf.cast(scale, x.dtype) + tf.cast(beta - mean * scale, x.dtype)
 
     def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        if getattr(_still, "on", False):
+            return
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             kept = tf.constant(self._momentum, average.dtype)
             average.assign(average * kept + tf.stop_gradient(value) * (1 - kept))

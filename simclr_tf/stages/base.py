@@ -103,6 +103,10 @@ class Stage(tf.Module):
         """Returns file name -> text of what the workdir should hold beside the records, such as the labelled subset."""
         return {}
 
+    def costs(self, global_batch_size: int) -> dict[str, int]:
+        """Returns what a step costs beside the network and its gradient, by name, such as a memory's FLOPs and bytes."""
+        return {}
+
     def constants(self, global_batch_size: int) -> dict[str, float]:
         """Returns numbers to record beside the metrics, such as a loss's chance level."""
         return {}
