@@ -7,22 +7,92 @@ derivative of the whole step's loss when each replica's loss is its share of the
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+
 from simclr_tf.stack import tf
+
+
+class OneProgram:
+    """Stands where a strategy is expected when a step of many replicas is traced here, but compiled for other machines.
+
+    Inside `tracing` sums over replicas become XLA's all-reduce and a replica's number XLA's replica id, so that the
+    step is one program that each of the replicas runs. It can be lowered by XLA; it cannot be run here.
+    """
+
+    _tracing = threading.local()
+
+    def __init__(self, num_replicas: int):
+        """Sets how many replicas there would be."""
+        self.num_replicas_in_sync = num_replicas
+        self._sums = itertools.count(1)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Returns a scope for creating variables: plain ones, one replica's."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Within it, this module speaks for one of the replicas."""
+        before = self.current()
+        self._tracing.program = self
+        try:
+            yield
+        finally:
+            self._tracing.program = before
+
+    @classmethod
+    def current(cls) -> OneProgram | None:
+        """Returns the program that is being traced in this thread, or None."""
+        return getattr(cls._tracing, "program", None)
+
+    def sum(self, value: tf.Tensor) -> tf.Tensor:
+        """Sums a tensor over the replicas, by the one collective that TensorFlow hands to XLA."""
+
+        @tf.custom_gradient
+        def summed(x):
+            total = tf.raw_ops.CollectiveReduceV2(
+                input=x,
+                group_size=self.num_replicas_in_sync,
+                group_key=1,
+                instance_key=next(self._sums),
+                ordering_token=[],
+                merge_op="Add",
+                final_op="Id",
+            )
+            return total, self.sum
+
+        return summed(value)
+
+    def replica_id(self) -> tf.Tensor:
+        """Returns this replica's number, scalar int32, known only when the program runs."""
+        # TensorFlow offers XLA's replica id under no public name.
+        from tensorflow.compiler.tf2xla.python import xla
+
+        return xla.replica_id()
 
 
 def num_replicas() -> int:
     """Returns how many replicas work in step."""
+    if OneProgram.current() is not None:
+        return OneProgram.current().num_replicas_in_sync
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context is not None else 1
 
 
 def replica_id() -> tf.Tensor:
     """Returns this replica's number, scalar int32 in [0, num_replicas)."""
+    if OneProgram.current() is not None and num_replicas() > 1:
+        return OneProgram.current().replica_id()
     context = tf.distribute.get_replica_context()
     return tf.convert_to_tensor(context.replica_id_in_sync_group if context is not None else 0, tf.int32)
 
 
 def _all_sum(values):
+    if OneProgram.current() is not None:
+        return tf.nest.map_structure(OneProgram.current().sum, values)
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 

@@ -1,0 +1,1 @@
+"""Know before you rent: the training step compiled for a TPU, without a TPU."""
