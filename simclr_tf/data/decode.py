@@ -138,7 +138,9 @@ def _webp(encoded: tf.Tensor) -> tf.Tensor:
     kind = header[15]
     sizes = tf.where(tf.equal(kind, ord("X")), extended, tf.where(tf.equal(kind, ord("L")), lossless, lossy))
     _check_size(sizes[1], sizes[0])
-    return tf.io.decode_webp(encoded, channels=3)[..., :3]
+    animated = tf.equal(kind, ord("X")) & tf.equal(header[20] // 2 % 2, 1)
+    tf.debugging.assert_equal(animated, False, "animated WebP files cannot be read")
+    return tf.io.decode_webp(encoded, channels=3)[0]
 
 
 def _refuse(encoded: tf.Tensor, message: str) -> tf.Tensor:
