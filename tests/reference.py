@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -17,10 +18,15 @@ def cases() -> list[Path]:
     return sorted(path for path in FOLDER.glob("r*.npz") if path.stem[1:2].isdigit())
 
 
+def official_cases() -> list[Path]:
+    """Every case of the published TF2 code's checkpoint layout."""
+    return sorted(FOLDER.glob("official_tf2_*.npz"))
+
+
 def value(key: str, shape) -> np.ndarray:
     """The weight called `key`."""
     n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-    kind = key.rsplit("/", 1)[-1]
+    kind = re.findall("kernel|gamma|moving_variance|beta|bias|moving_mean", key)[-1]
     if kind == "kernel":
         n = n * np.sqrt(2 / np.prod(shape[:-1]))
     elif kind == "gamma":

@@ -268,7 +268,7 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
 
 
 def _classifier(
-    found: Found, encoder: dict, head: dict | None, shapes: dict[str, Shape], path: str
+    found: Found, encoder: dict, shapes: dict[str, Shape], path: str
 ) -> tuple[int, tuple[int, ...]]:
     if found.classifier is None:
         return 0, ()
