@@ -26,7 +26,7 @@ _TEACHER = flags.DEFINE_string(
     "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
 )
 _SOURCE = flags.DEFINE_string(
-    "source", None, "What to read: a published checkpoint (convert), images such as folder:PATH (embed), vectors (neighbors)."
+    "source", None, "What to read: a published checkpoint (convert), folder:PATH or such (embed), vectors (neighbors)."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors)."
@@ -104,7 +104,8 @@ OPERATIONS = {
 
 
 _COMMON_FLAGS = (
-    "mode", "workdir", "init_from", "teacher", "data_dir", "gin_file", "gin_param", "strategy", "virtual_devices", "dry_run"
+    *("mode", "workdir", "init_from", "teacher", "data_dir", "gin_file", "gin_param"),
+    *("strategy", "virtual_devices", "dry_run"),
 )
 
 

@@ -11,6 +11,7 @@ import importlib.util  # noqa: F401  (gin-config 0.5.0 uses it without importing
 import io
 import math
 import os
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from simclr_tf.errors import UsageError, UserError
 from simclr_tf.stack import tf
 
 CONFIG, OPERATIVE = "config.gin", "operative.gin"
-_MACRO = "macro"
+_MACRO, _REQUIRED = "macro", "gin.REQUIRED"
 
 
 class Binding(NamedTuple):
@@ -92,7 +93,7 @@ def parse(
     for text in inherited:
         _keep(_statements(text, "an earlier run", strict=False, including=None))
     for name in gin_files:
-        folders = ["", root, os.path.join(root, "recipes", shown or mode), os.path.dirname(root)]
+        folders = ["", root, os.path.join(root, "recipes", shown or mode)]
         path = recipes.find(name, folders=folders, asked_by=f"--gin_file={name}")
         _keep(_read(path, not recipes.is_shipped(path), ()))
     for text in gin_params:
@@ -104,6 +105,8 @@ def parse(
             if f"train.{name}" in _bindings and f"{mode}.{name}" not in _bindings:
                 _keep([_bindings[f"train.{name}"]._replace(configurable=mode, parameter=name, strict=False)])
     _check_macros()
+    for name in [name for name, binding in _bindings.items() if _macro_name(binding.value) == _REQUIRED]:
+        del _bindings[name]  # Asked for by a stage, but a recipe sets the parameter itself.
     for binding in _bindings.values():
         _check_value(binding)
     gin.clear_config()
@@ -192,10 +195,10 @@ def _syntax(error: Exception, text: str, where: str, including: tuple[str, ...] 
     line = lines[number - 1].strip() if number is not None and 0 < number <= len(lines) else text.strip()
     name, equals, value = (part.strip() for part in line.partition("="))
     problem = str(problem).splitlines()[-1].strip().rstrip(".")
-    advice = "see docs/recipes.md for how gin files are written"
+    advice = "a value is a number, 'text', True, False, None, a list of these, @Name, @Name() or %NAME"
     if equals and not value:
         problem, advice = f"{name} gets no value", f"write {name} = VALUE"
-    elif equals and _reads(f"{name} = {value.split('#')[0].strip()!r}"):
+    elif equals and re.match(r"['\"]?[A-Za-z~/.]", value) and _reads(f"{name} = {value!r}"):
         problem = f"{value} is no value"
         text_value = value.strip("'\"")
         quoted = f"{name}='{text_value}'"
@@ -230,7 +233,8 @@ def _binding(statement: config_parser.BindingStatement, place: str, strict: bool
     if not parameter:
         name = f"{scope}/{selector}" if scope else selector
         return Binding(name, _MACRO, "value", value, place, strict)
-    selector = selector[len(configurables.MODULE) + 1 :] if selector.startswith(f"{configurables.MODULE}.") else selector
+    module, _, name = selector.rpartition(".")
+    selector = name if module == configurables.MODULE else selector
     _check_configurable(selector, f"{selector}.{parameter}", parameter=parameter, place=place)
     known = signatures.parameters(configurables.CONFIGURABLES[selector])
     if parameter not in known:
@@ -288,12 +292,14 @@ def _macro_name(reference: Any) -> str | None:
 def _check_macros() -> None:
     """Every macro that is used has a value, and none leads back to itself."""
     macros = {binding.scope: binding for binding in _bindings.values() if binding.configurable == _MACRO}
+    used = {_macro_name(reference) for binding in _bindings.values() for reference in _references(binding.value)}
     missing = {}
     for binding in _bindings.values():
         for reference in _references(binding.value):
             name = _macro_name(reference)
-            if name == "gin.REQUIRED":
-                missing[binding.name] = binding.where
+            if name == _REQUIRED:
+                if binding.configurable != _MACRO or binding.scope in used:
+                    missing[binding.name] = binding.where
             elif name is not None and name not in macros:
                 close = difflib.get_close_matches(name, macros, n=1)
                 advice = f"did you mean %{close[0]}?" if close else f"set it: {name} = VALUE"
@@ -304,7 +310,7 @@ def _check_macros() -> None:
             for reference in _references(waiting.pop().value):
                 other = _macro_name(reference)
                 if other == name:
-                    raise UserError(f"{binding.where}: the value of {name} leads back to {name}; give it one of its own")
+                    raise UserError(f"{binding.where}: the value of {name} leads back to {name}; give it its own")
                 if other in macros and other not in seen:
                     seen.add(other)
                     waiting.append(macros[other])
@@ -326,9 +332,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _source(binding: Binding) -> Binding:
+    """The binding that a value comes from, where macros pass it on."""
+    name = _macro_name(binding.value) if isinstance(binding.value, gin.config.ConfigurableReference) else None
+    return binding if name is None else _source(_bindings[name])
+
+
 def _check_value(binding: Binding) -> None:
     value = _plain(binding.value)
-    for number in value if isinstance(value, (list, tuple)) and not isinstance(value, signatures.Reference) else [value]:
+    is_reference = isinstance(value, signatures.Reference)
+    for number in value if isinstance(value, (list, tuple)) and not is_reference else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{binding.where}: {binding.name} is {number}; use a finite number")
     if binding.configurable == _MACRO:
@@ -336,9 +349,9 @@ def _check_value(binding: Binding) -> None:
     annotation = signatures.parameters(configurables.CONFIGURABLES[binding.configurable])[binding.parameter]
     wanted = signatures.mismatch(annotation, value, configurables.CONFIGURABLES)
     if wanted is not None:
-        is_reference = isinstance(value, signatures.Reference)
         found = f"@{value.name}{'()' if value.called else ''}" if is_reference else repr(value)
-        raise UserError(f"{binding.where}: {binding.name} is {found}; it takes {wanted}")
+        source = _source(binding)
+        raise UserError(f"{source.where}: {binding.name} is {found}; it takes {wanted}")
 
 
 def unread() -> list[Binding]:

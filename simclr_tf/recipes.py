@@ -65,11 +65,12 @@ def find(name: str, *, folders: list[str], asked_by: str) -> str:
       UserError: where there is none, with the shipped names that are most like it.
     """
     names = [name] if name.endswith(".gin") else [name, f"{name}.gin"]
-    for folder in folders:
-        for candidate in names:
-            path = os.path.join(folder, candidate)
-            if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
-                return path
+    candidates = [os.path.join(folder, candidate) for folder in folders for candidate in names]
+    # As one would write it in a clone, from anywhere.
+    candidates += [os.path.join(shipped_folder(), name[4:]) for name in names if name.startswith("gin/")]
+    for path in candidates:
+        if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+            return path
     raise UserError(f"{asked_by} names no file: {name!r} is not in {_places(folders)}{_nearest(name)}")
 
 
@@ -86,6 +87,7 @@ def _places(folders: list[str]) -> str:
 
 def _nearest(name: str) -> str:
     wanted = name[:-4] if name.endswith(".gin") else name
+    wanted = wanted[4:] if wanted.startswith("gin/") else wanted
     known = [file[:-4] for file in shipped_files()]
     # Whoever remembers the last part of a name alone should be helped as well.
     lasts: dict[str, list[str]] = {}
