@@ -354,16 +354,23 @@ def _check_value(binding: Binding) -> None:
         raise UserError(f"{source.where}: {binding.name} is {found}; it takes {wanted}")
 
 
+def _operative() -> list[Binding]:
+    """What was used since `parse`, defaults of called configurables included."""
+    parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
+    statements = [s for s in iter(parser.parse_statement, None) if isinstance(s, config_parser.BindingStatement)]
+    return [
+        Binding(scope, selector.rpartition(".")[2], parameter, value, "", strict=False)
+        if parameter
+        else Binding(f"{scope}/{selector}".lstrip("/"), _MACRO, "value", value, "", strict=False)
+        for scope, selector, parameter, value, _ in statements
+    ]
+
+
 def unread() -> list[Binding]:
     """Returns the bindings that nothing has read since `parse`: misspelt scopes and macros, and parts not in use."""
     read: dict[tuple[str, str], set[str]] = {}
-    parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
-    for statement in iter(parser.parse_statement, None):
-        if isinstance(statement, config_parser.BindingStatement):
-            scope, selector, parameter = statement.scope, statement.selector, statement.arg_name
-            if not parameter:
-                scope, selector, parameter = f"{scope}/{selector}".lstrip("/"), _MACRO, "value"
-            read.setdefault((selector, parameter), set()).add(scope)
+    for used in _operative():
+        read.setdefault((used.configurable, used.parameter), set()).add(used.scope)
     return [binding for binding in _bindings.values() if not _was_read(binding, read)]
 
 
@@ -401,35 +408,31 @@ def lint() -> None:
 
 def settings() -> dict[str, str]:
     """Returns all that was used, defaults included: name -> value as text, macros replaced by what they stand for."""
-    parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
-    used = {}
-    for statement in iter(parser.parse_statement, None):
-        if isinstance(statement, config_parser.BindingStatement) and statement.arg_name:
-            name = f"{statement.scope}/{statement.selector.rpartition('.')[2]}.{statement.arg_name}".lstrip("/")
-            value = statement.value
-            while isinstance(value, gin.config.ConfigurableReference) and _macro_name(value) in _bindings:
-                value = _bindings[_macro_name(value)].value
-            used[name] = repr(value)
-    return used
+    return {used.name: repr(_source(used).value) for used in _operative() if used.configurable != _MACRO}
 
 
 def config_text() -> str:
     """Returns the bindings that were read, as a gin file that makes the same run again."""
     lost = {binding.name for binding in unread()}
-    kept = [binding for name, binding in sorted(_bindings.items()) if name not in lost]
-    lines = [f"# What --mode={_mode} was asked to do. The same again: --mode={_mode} --gin_file=THIS_FILE.", ""]
-    lines += [_line(binding) for binding in kept if binding.configurable == _MACRO]
+    return _text("was asked to do", [binding for name, binding in _bindings.items() if name not in lost])
+
+
+def operative_text() -> str:
+    """Returns all that was used, the defaults of every parameter included, as a gin file that does the same."""
+    settable = {name: signatures.parameters(target) for name, target in configurables.CONFIGURABLES.items()}
+    settable[_MACRO] = {"value": ""}
+    return _text("did", [used for used in _operative() if used.parameter in settable[used.configurable]])
+
+
+def _text(what: str, bindings: list[Binding]) -> str:
+    lines = [f"# What --mode={_mode} {what}. The same again: --mode={_mode} --gin_file=THIS_FILE"]
     previous = ""
-    for binding in sorted(kept, key=lambda binding: (binding.configurable, binding.scope, binding.parameter)):
-        if binding.configurable != _MACRO:
-            section = f"{binding.scope}/{binding.configurable}"
-            lines += [""] * (section != previous) + [_line(binding)]
-            previous = section
+    macros_first = sorted(bindings, key=lambda b: (b.configurable != _MACRO, b.configurable, b.scope, b.parameter))
+    for binding in macros_first:
+        section = _MACRO if binding.configurable == _MACRO else f"{binding.scope}/{binding.configurable}"
+        lines += [""] * (section != previous) + [f"{binding.name} = {binding.value!r}"]
+        previous = section
     return "\n".join(lines) + "\n"
-
-
-def _line(binding: Binding) -> str:
-    return f"{binding.name} = {binding.value!r}"
 
 
 def save(workdir: str) -> None:
@@ -438,5 +441,5 @@ def save(workdir: str) -> None:
 
 
 def save_operative(workdir: str) -> None:
-    """Writes `operative.gin`: what was used, the defaults of every parameter included."""
-    records.write_text(os.path.join(workdir, OPERATIVE), gin.operative_config_str() + "\n")
+    """Writes `operative.gin`: what was used, as `operative_text` tells it."""
+    records.write_text(os.path.join(workdir, OPERATIVE), operative_text())
