@@ -43,7 +43,17 @@ _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated."
 )
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such as EPOCHS=20; may be repeated.")
-_STAGE = flags.DEFINE_string("stage", None, "With --mode=preview: the training mode whose recipe is shown.")
+_STAGE = flags.DEFINE_string(
+    "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4.")
+_PRICE = flags.DEFINE_float("price", None, "What one chip costs for an hour, for --mode=plan.")
+_SEARCH = flags.DEFINE_bool(
+    "search", None, "With --mode=plan: search the largest batch that fits (on unless --nosearch is given)."
+)
+_PLAN_ENV = flags.DEFINE_string("plan_env", None, "Environment that has the TPU compiler; .venv-plan of the clone without.")
+_MAKE_PLAN_ENV = flags.DEFINE_bool("make_plan_env", None, "Let --mode=plan install the TPU compiler where it is missing.")
+_BATCHES = flags.DEFINE_integer("batches", None, "How many real batches --mode=export_step writes; 4 without.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
 
 
@@ -58,6 +68,7 @@ class Operation(NamedTuple):
       needs: the same that it must be given.
       makes_workdir: whether the workdir is made only when all went well, and nothing is asked of one before.
       shows_recipe: whether it reads a training mode's recipe without training.
+      plans: whether it builds a training mode's run for machines elsewhere; see `simclr_tf.plan`.
       reads_several: whether --workdir may name several runs; they are left as they are.
     """
 
@@ -68,11 +79,15 @@ class Operation(NamedTuple):
     needs: tuple[str, ...] = ()
     makes_workdir: bool = False
     shows_recipe: bool = False
+    plans: bool = False
     reads_several: bool = False
 
 
 # Flags that name other runs and files; an operation says which of them it takes or needs.
-_ABOUT_OTHERS = ("init_from", "teacher", "source", "output", "query")
+_ABOUT_OTHERS = (
+    *("init_from", "teacher", "source", "output", "query"),
+    *("topology", "price", "search", "plan_env", "make_plan_env", "batches"),
+)
 
 OPERATIONS = {
     "pretrain": Operation("learn from images without labels", "train", True, ("init_from",)),
@@ -94,6 +109,23 @@ OPERATIONS = {
     "neighbors": Operation("show which images look like --query", "neighbors", False, ("output",), ("source", "query")),
     "preview": Operation(
         "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
+    ),
+    "plan": Operation(
+        "whether a recipe fits the TPU --topology, and how long it takes there at the least, without one",
+        "train",
+        False,
+        ("init_from", "teacher", "price", "search", "plan_env", "make_plan_env"),
+        needs=("topology",),
+        shows_recipe=True,
+        plans=True,
+    ),
+    "export_step": Operation(
+        "write a recipe's training step as an XLA program that JAX runs alone",
+        "train",
+        False,
+        ("init_from", "teacher", "batches"),
+        shows_recipe=True,
+        plans=True,
     ),
     "report": Operation(
         "one page about the run in --workdir, or several with commas", "report", False, reads_several=True
@@ -167,7 +199,7 @@ def _check_usage(argv: list[str]) -> Operation:
     if not _WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
     if _STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
-        raise UsageError(f"--mode={mode} takes no --stage; only preview can use it")
+        raise UsageError(f"--mode={mode} takes no --stage; only preview, plan and export_step can use it")
     for flag in _ABOUT_OTHERS:
         given = flags.FLAGS[flag].value not in (None, [])
         if given and flag not in OPERATIONS[mode].takes + OPERATIONS[mode].needs:
@@ -206,7 +238,7 @@ def _inherited(operation: Operation) -> list[str]:
     if source:
         description = checkpoint.read_architecture(source, flag)
         sections["Data"] = dict(description["data"])
-        if operation.trains:
+        if operation.trains or operation.plans:
             # Which labels to use is a matter of the new run.
             for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed"):
                 sections["Data"].pop(name, None)
@@ -246,10 +278,57 @@ def _run_sequence() -> None:
     sequence.run_all(_WORKDIR.value, gin_files=_GIN_FILE.value, gin_params=_GIN_PARAM.value, others=others)
 
 
+def _run_plan(operation: Operation) -> None:
+    """Builds runs for machines elsewhere: the same configuration, with what a planner varies on top."""
+    from simclr_tf import config, configurables
+    from simclr_tf.plan import chips, environment, planner
+    from simclr_tf.train import Place
+
+    shown = _shown_mode()
+    # TPUs compute in bfloat16 unless they are told otherwise; a step for this machine takes what this machine is good at.
+    usual = ["train.precision = 'bfloat16'"] if _MODE.value == "plan" else []
+
+    def build(program, bindings: list[str]):
+        config.parse(
+            shown, _GIN_FILE.value, [*_GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)]
+        )
+        place = Place(
+            workdir=_WORKDIR.value,
+            strategy=program,
+            data_dir=_DATA_DIR.value,
+            init_from=_INIT_FROM.value,
+            teacher=_TEACHER.value,
+            built=config.lint,
+            instead=lambda built: built,
+        )
+        return configurables.configured(operation.configurable)(place)
+
+    if _DRY_RUN.value:
+        raise UsageError(f"--mode={_MODE.value} has no --dry_run: it trains nothing")
+    if _MODE.value == "export_step":
+        _check_writable(_WORKDIR.value)
+        planner.export_step(build, workdir=_WORKDIR.value, batches=4 if _BATCHES.value is None else _BATCHES.value)
+        return
+    topology = chips.parse_topology(_TOPOLOGY.value)
+    _check_writable(_WORKDIR.value)
+    planner.plan(
+        build,
+        topology,
+        workdir=_WORKDIR.value,
+        compiler_folder=_PLAN_ENV.value or environment.default_folder(),
+        make_environment=bool(_MAKE_PLAN_ENV.value),
+        price=_PRICE.value,
+        search=_SEARCH.value is not False,
+    )
+
+
 def _run(argv: list[str]) -> None:
     operation = _check_usage(argv)
     if not operation.configurable:
         _run_sequence()
+        return
+    if operation.plans:
+        _run_plan(operation)
         return
     from simclr_tf import cluster, config, configurables
     from simclr_tf.train import Place

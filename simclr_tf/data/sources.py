@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from simclr_tf.data import described
 from simclr_tf.data.base import Source
 from simclr_tf.errors import UserError
 
@@ -59,4 +60,10 @@ def open_source(spec: str, split: str, data_dir: str | None = None, *, download:
         raise UserError(f"Data.source is {spec!r} without a name; write {kind}:NAME")
     if not isinstance(split, str) or not split.strip():
         raise UserError(f"the split of {spec} is {split!r}; use a name such as 'train' or 'train[:90%]'")
-    return _KINDS[kind](rest, split, data_dir, download)
+    try:
+        return _KINDS[kind](rest, split, data_dir, download)
+    except UserError:
+        numbers = described.stand_in(kind, rest, split)
+        if numbers is None:
+            raise
+        return numbers

@@ -1,0 +1,261 @@
+"""--mode=plan: whether a recipe fits a TPU and how long it takes there at the least, before one is rented."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from simclr_tf import records, summary
+from simclr_tf.collectives import OneProgram
+from simclr_tf.data.described import numbers_suffice
+from simclr_tf.errors import UserError
+from simclr_tf.models.resnet import ResNet
+from simclr_tf.plan import environment, estimate, export, hlo
+from simclr_tf.plan.chips import Topology
+from simclr_tf.plan.search import Largest, Try, largest_batch
+from simclr_tf.train import Built
+
+PLAN, STEP, CACHE = "plan.json", "step", "compiled"
+# Takes the program and further gin bindings; see `cli`.
+Build = Callable[[OneProgram, list[str]], Built]
+
+_PRECISIONS = ("bfloat16", "float32")
+
+
+class Compiler(NamedTuple):
+    """Where and how programs are compiled.
+
+    Attributes:
+      folder: of the environment; see `environment.ensure`.
+      cache: folder of what was compiled before.
+      timeout_seconds: for one program; None waits.
+    """
+
+    folder: str
+    cache: str
+    timeout_seconds: float | None = None
+
+
+def can_recompute() -> bool:
+    """Whether networks can recompute their blocks in the backward pass."""
+    return "remat" in inspect.signature(ResNet.__init__).parameters
+
+
+def hollow(build: Build, program: OneProgram, bindings: list[str]) -> Built:
+    """Builds a run whose variables have no values of their own, and whose data need not be there."""
+    with export.hollow_variables(), numbers_suffice():
+        return build(program, bindings)
+
+
+def compile_step(built: Built, topology: Topology, program: OneProgram, compiler: Compiler, batch_size: int) -> dict[str, Any]:
+    """Exports and compiles the step of a run with so many examples on each replica.
+
+    Returns:
+      `pjrt.compile_for_topology`'s answer, and `collectives` (operation -> number and bytes) and `hlo_sha256`.
+    """
+    exported = export.export(built, program, per_replica_batch_size=batch_size)
+    return compile_exported(exported, topology, compiler)
+
+
+def compile_exported(exported: export.Exported, topology: Topology, compiler: Compiler) -> dict[str, Any]:
+    """Compiles a step; see `compile_step`."""
+    answer = environment.compile_for(
+        exported.module,
+        topology,
+        num_replicas=exported.manifest["replicas"],
+        folder=compiler.folder,
+        cache=compiler.cache,
+        timeout_seconds=compiler.timeout_seconds,
+    )
+    exchanged = {name: {"count": n, "bytes": size} for name, (n, size) in hlo.collectives(exported.module).items()}
+    return {**answer, "collectives": exchanged, "hlo_sha256": exported.sha256}
+
+
+def describe(built: Built, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """Returns what is told of one compiled step: whether it fits, its memory, its work, and the bounds that follow."""
+    told = {
+        "topology": topology.name,
+        "chips": topology.num_chips,
+        "replicas": topology.num_replicas,
+        "memory_bytes_per_replica": topology.memory_bytes,
+        "stage": built.stage.name,
+        "precision": built.precision,
+        "remat": getattr(built.stage.network.encoder, "remat", False),
+        "parameters": summary.count_parameters(built.stage.network.encoder),
+        "global_batch_size": batch_size * topology.num_replicas,
+        "per_replica_batch_size": batch_size,
+        "steps": built.steps,
+        "epochs": built.epochs,
+        "fits": answer["fits"],
+        "hlo_sha256": answer["hlo_sha256"],
+        "compiled_in_seconds": round(answer["seconds"], 1),
+        "compiler": answer["versions"],
+    }
+    if not answer["fits"]:
+        return {**told, **{name: answer[name] for name in ("needed_bytes", "available_bytes", "message") if name in answer}}
+    exchanged = sum(part["bytes"] for part in answer["collectives"].values())
+    bound = estimate.lower_bound(
+        topology,
+        flops=answer["flops"],
+        bytes_accessed=answer["bytes_accessed"],
+        all_reduce_bytes=exchanged,
+        global_batch_size=batch_size * topology.num_replicas,
+        steps=built.steps,
+        price=price,
+    )
+    return {
+        **told,
+        "memory": estimate.memory(answer),
+        "flops": answer["flops"],
+        "bytes_accessed": answer["bytes_accessed"],
+        "collectives": answer["collectives"],
+        "bound": bound,
+    }
+
+
+def _variants(built: Built) -> list[tuple[str, list[str]]]:
+    """What a search compares: the recipe's own settings first."""
+    own_remat = bool(getattr(built.stage.network.encoder, "remat", False))
+    rows = []
+    for precision in sorted(_PRECISIONS, key=lambda name: name != built.precision):
+        for remat in (own_remat, not own_remat) if can_recompute() else (False,):
+            name = precision + (", blocks recomputed" if remat else "")
+            bindings = [f"train.precision = {precision!r}"] + ([f"ResNet.remat = {remat}"] if can_recompute() else [])
+            rows.append((name, bindings))
+    return rows
+
+
+def _search(build: Build, built: Built, topology: Topology, compiler: Compiler, start: int) -> dict[str, Largest]:
+    """The largest batch of each variant."""
+    found = {}
+    for name, bindings in _variants(built):
+        program = OneProgram(topology.num_replicas)
+        variant = hollow(build, program, bindings)
+
+        def tried(batch_size: int, variant=variant, program=program) -> Try:
+            answer = compile_step(variant, topology, program, compiler, batch_size)
+            needed = estimate.memory(answer)["total"] if answer["fits"] else answer.get("needed_bytes")
+            return Try(batch_size, answer["fits"], needed)
+
+        found[name] = largest_batch(tried, start=start, limit=built.global_batch_size, available_bytes=topology.memory_bytes)
+    return found
+
+
+def plan(
+    build: Build,
+    topology: Topology,
+    *,
+    workdir: str,
+    compiler_folder: str,
+    make_environment: bool = False,
+    price: float | None = None,
+    search: bool = True,
+    timeout_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Plans a run, prints a table, and writes `plan.json` and the exported step into a folder.
+
+    Args:
+      build: builds the run.
+      topology: where it is to run.
+      workdir: where to write.
+      compiler_folder: the compiler's environment.
+      make_environment: whether it may be installed where it is missing.
+      price: of a chip for an hour.
+      search: whether to search the largest batch, with and without bfloat16 and recomputation.
+      timeout_seconds: for one compilation.
+
+    Returns:
+      What `plan.json` says.
+
+    Raises:
+      UserError: for what the user can put right.
+    """
+    if price is not None and not price >= 0:
+        raise UserError(f"--price={price} is no price; give what a chip costs for an hour")
+    environment.ensure(compiler_folder, make=make_environment)
+    compiler = Compiler(compiler_folder, os.path.join(workdir, CACHE), timeout_seconds)
+    program = OneProgram(topology.num_replicas)
+    built = hollow(build, program, [])
+    batch_size = built.global_batch_size // topology.num_replicas
+    print(
+        f"{built.stage.name} on {topology.name} ({topology.num_chips} chips, {topology.num_replicas} replicas), "
+        f"{batch_size} images on each, {built.precision}: compiling",
+        flush=True,
+    )
+    exported = export.export(built, program)
+    export.save(exported, os.path.join(workdir, STEP))
+    told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
+    print(table(told), flush=True)
+    if search:
+        # One replica's share of the batch does not change what fits by much; the programs are the recipe's own all the same.
+        largest = _search(build, built, topology, compiler, batch_size)
+        told["largest_batch_per_replica"] = {
+            name: {"batch_size": one.batch_size, "exact": one.exact, "tries": [attempt._asdict() for attempt in one.tries]}
+            for name, one in largest.items()
+        }
+        print(search_table(largest), flush=True)
+    records.write_json(os.path.join(workdir, PLAN), told)
+    print(f"written to {os.path.join(workdir, PLAN)}; the step itself to {os.path.join(workdir, STEP)}")
+    return told
+
+
+def gib(nbytes: float) -> str:
+    """Formats bytes: 15.8 GiB."""
+    return f"{nbytes / 2**30:.3g} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.3g} MiB"
+
+
+def table(told: dict[str, Any]) -> str:
+    """Returns `describe`'s answer as lines for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in told["compiler"].items())
+    rows = [("compiler", f"{told['compiled_in_seconds']:.0f} s ({versions})")]
+    available = gib(told["memory_bytes_per_replica"])
+    if not told["fits"]:
+        needed = gib(told["needed_bytes"]) if "needed_bytes" in told else told.get("message", "more than there is")
+        rows.append(("fits", f"no: needs {needed} of {available} per replica; try a smaller batch, or more replicas"))
+    else:
+        memory, bound = told["memory"], told["bound"]
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in memory.items() if name != "total" and size)
+        exchanges = told["collectives"].values()
+        exchanged = (
+            f", {sum(part['bytes'] for part in exchanges) / 1e6:.4g} MB in {sum(part['count'] for part in exchanges)} "
+            "sums over replicas" if exchanges else ""
+        )
+        seconds = ", ".join(f"{name} {1000 * value:.3g}" for name, value in bound["seconds"].items())
+        rows += [
+            ("fits", f"yes: {gib(memory['total'])} of {available} per replica ({parts})"),
+            ("work of a step", f"{told['flops'] / 1e12:.3g} TFLOP, {told['bytes_accessed'] / 1e9:.3g} GB moved{exchanged}"),
+            ("a step takes", f"at least {1000 * bound['step_seconds']:.3g} ms ({bound['bound_by']}; {seconds})"),
+            ("the run takes", f"at least {bound['hours']:.3g} hours, {bound['chip_hours']:.4g} chip-hours: {told['steps']} "
+                              f"steps ({told['epochs']:g} epochs), at most {bound['images_per_second']:.4g} images/s"),
+        ]
+        if "cost" in bound:
+            rows.append(("it costs", f"at least {bound['cost']:.4g}"))
+    return "\n".join(f"  {name:<16}{text}" for name, text in rows)
+
+
+def search_table(largest: dict[str, Largest]) -> str:
+    """Returns the searches' answers as lines for people."""
+    rows = ["  largest batch on each replica:"]
+    for name, one in largest.items():
+        size = str(one.batch_size) if one.batch_size else "none"
+        rows.append(f"    {name:<28}{size}" + ("" if one.exact else f" or more (after {len(one.tries)} tries)"))
+    return "\n".join(rows)
+
+
+def export_step(build: Build, *, workdir: str, batches: int) -> None:
+    """--mode=export_step: writes one replica's step, its variables' first values and the run's first batches."""
+    if batches < 1:
+        raise UserError(f"--batches is {batches}; use a positive number")
+    program = OneProgram(1)
+    built = build(program, [])
+    exported = export.export(built, program)
+    export.save(exported, workdir)
+    export.save_state(exported, workdir)
+    export.save_batches(built, workdir, batches)
+    size = summary.magnitude(sum(variable.shape.num_elements() for variable in exported.variables.values()))
+    print(
+        f"{built.stage.name}: the step of {built.global_batch_size} images, {size} values of {len(exported.variables)} "
+        f"variables and {batches} batch(es) are in {workdir}; run it with JAX alone: benchmarks/run_step_pjrt.py {workdir}"
+    )
