@@ -1,0 +1,1 @@
+"""Trained networks go out: SavedModels for TF Hub and TF Serving, TFLite and ONNX."""

@@ -1,0 +1,95 @@
+"""Numbered versions in a folder: written aside, renamed when whole, the oldest deleted - never anything of others."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+
+from absl import logging
+
+from simclr_tf import records
+from simclr_tf.stack import tf
+
+# Lists what an export wrote; a folder without it is none of ours.
+MARKER = "simclr_export.json"
+_ASIDE = ".exporting."
+
+
+def aside(parent: str) -> str:
+    """Makes a folder that no reader takes for a version, and returns it."""
+    folder = os.path.join(parent, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
+    tf.io.gfile.makedirs(folder)
+    return folder
+
+
+def publish(folder: str, parent: str, version: int) -> str:
+    """Marks a finished folder as ours and gives it its name; returns its path."""
+    records.write_json(os.path.join(folder, MARKER), {"version": version, "files": _files(folder)})
+    final = os.path.join(parent, str(version))
+    tf.io.gfile.rename(folder, final)
+    return final
+
+
+def discard(folder: str) -> None:
+    """Deletes a folder of `aside`."""
+    if os.path.basename(folder).startswith(_ASIDE) and tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+def prune(parent: str, keep: int) -> list[str]:
+    """Deletes all but the newest versions.
+
+    Only folders with a whole number for a name and our marker count, and of these only the files that the marker lists
+    go; what somebody put beside them stays.
+
+    Args:
+      parent: of the versions.
+      keep: how many to leave.
+
+    Returns:
+      The folders that were emptied.
+    """
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(parent)]
+    ours = [name for name in names if name.isdigit() and tf.io.gfile.exists(os.path.join(parent, name, MARKER))]
+    emptied = []
+    for name in sorted(ours, key=int, reverse=True)[keep:]:
+        folder = os.path.join(parent, name)
+        try:
+            listed = records.read_json(os.path.join(folder, MARKER))["files"]
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s/%s cannot be understood; this old version is left where it is", folder, MARKER)
+            continue
+        for file in [*(str(file) for file in listed), MARKER]:
+            path = os.path.normpath(os.path.join(folder, file)) if "://" not in folder else os.path.join(folder, file)
+            inside = path.startswith(folder.rstrip("/") + "/") or "://" not in folder and path.startswith(os.path.normpath(folder) + os.sep)
+            if inside and ".." not in file.split("/") and tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+                tf.io.gfile.remove(path)
+        _remove_empty(folder)
+        emptied.append(folder)
+    return emptied
+
+
+def _files(folder: str) -> list[str]:
+    found = []
+    for path, _, files in tf.io.gfile.walk(folder):
+        inner = os.path.relpath(path, folder) if "://" not in folder else path[len(folder.rstrip("/")) :].strip("/") or "."
+        found += [file if inner == "." else f"{inner}/{file}" for file in files]
+    return sorted(found)
+
+
+def _remove_empty(folder: str) -> None:
+    for path, _, _ in sorted(tf.io.gfile.walk(folder), key=lambda entry: -len(entry[0])):
+        if not tf.io.gfile.listdir(path):
+            tf.io.gfile.rmtree(path)
+
+
+def read_details(folder: str, name: str) -> dict | None:
+    """Returns what a version says of itself, None where it is not there or not ours."""
+    path = os.path.join(folder, name)
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        return json.loads(tf.io.gfile.GFile(path).read())
+    except ValueError:
+        return None
