@@ -15,6 +15,7 @@ from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.memory import Memory
+from simclr_tf.export.verb import run_export
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
@@ -45,6 +46,7 @@ CONFIGURABLES = {
     "evaluate": verbs.run_eval,
     "knn": verbs.run_knn,
     "convert": run_convert,
+    "export": run_export,
     "preview": run_preview,
     "report": run_report,
 }
