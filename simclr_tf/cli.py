@@ -378,17 +378,18 @@ def _guarded(run: Callable[[], None]) -> int:
         return 130
 
 
-def main() -> None:
-    """Runs the command line and exits."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line, the process's own unless `argv` is given (the program's name first), and exits."""
+    argv = sys.argv if argv is None else argv
     # Until a run watches for itself there is nothing to save.
     signal.signal(signal.SIGTERM, preemption.leave)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
+    asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
     if asked & {"help", "h", "helpshort", "helpfull"}:
         print(_help(full="helpfull" in asked))
         sys.exit(0)
-    sys.exit(_guarded(lambda: _run(_parse_flags(sys.argv))))
+    sys.exit(_guarded(lambda: _run(_parse_flags(argv))))
 
 
 if __name__ == "__main__":
