@@ -29,7 +29,7 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "What to read: a published checkpoint (convert), folder:PATH or such (embed), vectors (neighbors)."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors)."
+    "output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors), a page (report)."
 )
 _QUERY = flags.DEFINE_multi_string(
     "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."
@@ -128,7 +128,7 @@ OPERATIONS = {
         plans=True,
     ),
     "report": Operation(
-        "one page about the run in --workdir, or several with commas", "report", False, reads_several=True
+        "one page about the run in --workdir, or several with commas", "report", False, ("output",), reads_several=True
     ),
     "all": Operation("pretrain, fine-tune and distill, one after the other", "", True),
     "demo": Operation("the whole story on the embedded images, in ten minutes", "", True),

@@ -212,14 +212,15 @@ def scatter(points: np.ndarray, groups: Sequence[int], titles: Sequence[str], *,
       label: told to those who cannot see the picture.
     """
     points = np.asarray(points, np.float64)
-    center = (points.max(0) + points.min(0)) / 2
-    half = max(float((points.max(0) - points.min(0)).max()) / 2, 1e-12)
-    scaled = (points - center) / half * (WIDTH / 2 - 10) + WIDTH / 2
+    center, extent = (points.max(0) + points.min(0)) / 2, points.max(0) - points.min(0)
+    scale = (WIDTH - 20) / max(*extent, 1e-12)
+    height = int(extent[1] * scale) + 20
+    scaled = (points - center) * scale + (WIDTH / 2, height / 2)
     radius = 3.5 if len(points) <= 400 else 2.5
-    parts = [_open(WIDTH, label)]
+    parts = [_open(height, label)]
     for (x, y), group, title in zip(scaled, groups, titles):
         color = f"c{group % COLORS}" if group >= 0 else "none"
-        parts.append(f'<g class="{color}">{_mark(x, WIDTH - y, radius, max(group, 0) // COLORS, title)}</g>')
+        parts.append(f'<g class="{color}">{_mark(x, height - y, radius, max(group, 0) // COLORS, title)}</g>')
     return "".join(parts) + "</svg>"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from simclr_tf import evaluate, knn
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.base import Resident, Source
+from simclr_tf.data.order import permutation
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
 from simclr_tf.models.network import Network
@@ -22,13 +23,14 @@ _PRINCIPAL = 50  # Components that t-SNE and UMAP start from.
 
 
 class Sample(Source):
-    """Images of another source, evenly spaced: sources are often sorted by class."""
+    """Images of another source, chosen by lot, always the same ones: sources are often sorted by class."""
 
     def __init__(self, source: Source, count: int):
         """Takes `count` images of `source`, all where there are fewer."""
         count = min(count, source.num_examples)
         self._source = source
-        self.rows = np.arange(count, dtype=np.int64) * source.num_examples // count
+        positions = tf.range(count, dtype=tf.int64)
+        self.rows = np.sort(permutation(0, "report sample", positions, source.num_examples).numpy())
         self.name, self.num_examples = source.name, count
         self.class_names, self.may_fail = source.class_names, source.may_fail
 

@@ -25,6 +25,7 @@ class Run(NamedTuple):
       metrics: name -> (steps [N], values [N] with nan where there is none), from `metrics.jsonl`.
       throughput: the same from `throughput.jsonl`.
       settings: name -> value as text; see `settings.parse`.
+      planned_steps: how many steps the run is to have, None where it is not known.
       result: `result.json`, None while the run goes on.
       evaluation: `eval.json`, or None.
       knn: `knn.json`, or None.
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
     throughput: dict[str, tuple[np.ndarray, np.ndarray]]
     settings: dict[str, str]
+    planned_steps: int | None
     result: dict | None
     evaluation: dict | None
     knn: dict | None
@@ -127,6 +129,7 @@ def read(workdir: str, name: str) -> Run:
         metrics=_columns(metrics_path),
         throughput=_columns(os.path.join(workdir, records.THROUGHPUT)),
         settings=_settings(workdir),
+        planned_steps=(_json(workdir, "run.json") or {}).get("steps"),
         result=_json(workdir, records.RESULT),
         evaluation=_json(workdir, "eval.json"),
         knn=_json(workdir, "knn.json"),

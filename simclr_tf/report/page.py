@@ -29,15 +29,17 @@ nav a{display:inline-block;margin-right:.9em}a{color:var(--c0)}
 .wide{overflow-x:auto}figure svg,.card>svg{display:block;width:100%;height:auto;max-width:560px}
 figure img{display:block;max-width:none;border-radius:4px}
 figure .wide img{background:#fff}
-table{border-collapse:collapse;font-size:.9rem}td,th{padding:3px 10px 3px 0;text-align:left;vertical-align:top}
-th{color:var(--faint);font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+table{border-collapse:collapse;font-size:.9rem}table{overflow-wrap:normal}td,th{padding:3px 10px 3px 0;text-align:left;vertical-align:top}
+th{color:var(--faint);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tr.differs td{font-weight:600}td code{font-size:.85em}tbody tr+tr td{border-top:1px solid var(--rule)}
 .bar{display:inline-block;height:.7em;background:currentColor;border-radius:2px;min-width:1px}
 .track{display:inline-block;width:110px;background:var(--rule);border-radius:2px;line-height:0}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:.3em 0;padding:0;font-size:.86rem}
 .legend svg{width:12px;height:12px;margin-right:5px;vertical-align:-1px}
 details{margin:.6em 0}summary{cursor:pointer}
-.neighbors{display:grid;gap:8px}.neighbors div{display:flex;gap:6px;overflow-x:auto;align-items:flex-start}
+.row{grid-column:1/-1}
+.neighbors{display:grid;gap:8px 24px;grid-template-columns:repeat(auto-fit,minmax(min(100%,630px),1fr))}
+.neighbors div{display:flex;gap:6px;overflow-x:auto;align-items:flex-start}
 .neighbors span{flex:none;width:64px;font-size:.7rem;line-height:1.25;color:var(--faint);text-align:center}
 .neighbors img{width:64px;height:64px;image-rendering:pixelated;border:3px solid transparent;border-radius:5px}
 .neighbors .same img{border-color:var(--c2)}.neighbors .other img{border-color:var(--c3)}
@@ -76,10 +78,10 @@ def picture(png: bytes, alt: str) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}">'
 
 
-def figure(title: str, inside: str, caption: str = "") -> str:
-    """A titled card around a chart; `inside` and `caption` are HTML."""
+def figure(title: str, inside: str, caption: str = "", *, whole_row: bool = False) -> str:
+    """A titled card around a chart; `inside` and `caption` are HTML; `whole_row` for what needs the page's width."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure><h3>{text(title)}</h3>{inside}{below}</figure>"
+    return f"<figure{' class=row' if whole_row else ''}><h3>{text(title)}</h3>{inside}{below}</figure>"
 
 
 def table(

@@ -32,9 +32,10 @@ def run_report(
     """Writes a self-contained page about runs of any stage, finished or not.
 
     Args:
-      place: its `workdir` is a run, several with commas between them, or a folder of runs. The page goes into the
-        folder, or into the first run: `report.html` about one, `comparison.html` about several.
-      max_images: how many images of the evaluation split the networks look at; evenly spaced.
+      place: its `workdir` is a run, several with commas between them, or a folder of runs. The page is its `output`;
+        without, it goes into the folder, or into the first run: `report.html` about one, `comparison.html` about
+        several.
+      max_images: how many images of the evaluation split the networks look at, chosen by lot.
       map: of the embedding: "tsne", "umap", "pca", or "auto" for t-SNE where scikit-learn is installed, else PCA.
       num_queries: images whose neighbours are shown; 0 for none.
       num_neighbors: of each.
@@ -63,7 +64,7 @@ def run_report(
     runs = [gather.read(workdir, name) for workdir, name in zip(workdirs, gather.short_names(workdirs))]
     whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == os.path.normpath(place.workdir)
     folder = place.workdir if whole_folder else workdirs[0]
-    path = os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
+    path = place.output or os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
     place.built()
     if place.dry_run:
         print(f"report: would write {path} about {', '.join(workdirs)}")
@@ -170,4 +171,4 @@ def _sheet(run: Run, data: Data, data_dir: str | None, count: int) -> str:
     class_names = data.open(data.train_split, data_dir).class_names
     sheet = preview.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
     image = picture(contact_sheet.png(sheet), "training images, their views, and each augmentation alone")
-    return figure("What training sees", f'<div class="wide">{image}</div>')
+    return figure("What training sees", f'<div class="wide">{image}</div>', whole_row=True)

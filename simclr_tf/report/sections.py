@@ -58,7 +58,8 @@ def status(run: Run) -> str:
         return f"finished after {run.result.get('steps', run.steps)} steps"
     if run.seconds_since_record is None:
         return "begun; nothing recorded yet"
-    return f"not finished: {run.steps} steps recorded, the last {duration(run.seconds_since_record)} ago"
+    of = f" of {run.planned_steps}" if run.planned_steps else ""
+    return f"not finished: {run.steps}{of} steps recorded, the last {duration(run.seconds_since_record)} ago"
 
 
 def top_1(run: Run) -> float | None:
@@ -107,7 +108,7 @@ def curves(runs: Sequence[Run]) -> str:
             found = (run.throughput if curve.throughput else run.metrics).get(curve.metric)
             if found is None or not np.isfinite(found[1]).any():
                 continue
-            if curve.metric != "loss" and _is_whole_loss(run, curve.metric):
+            if curve.metric != "loss" and not curve.throughput and _is_whole_loss(run, curve.metric):
                 continue
             series.append(Series(run.name, *found, color=color))
             levels += _levels(run, curve.metric, color if len(runs) > 1 else None)
@@ -120,7 +121,7 @@ def curves(runs: Sequence[Run]) -> str:
         return "<p>No step has been recorded yet.</p>"
     names = charts.legend([run.name for run in runs]) if len(runs) > 1 else ""
     note = (
-        '<p class="faint">Over steps, from 0. Where there are more points than fit, the line is their mean and the band '
+        '<p class="faint">Over steps, from 0. Of more points than fit, the line is the mean, and the band '
         "reaches from the least to the greatest.</p>"
     )
     return f'{names}{note}<div class="cards">{"".join(cards)}</div>'
@@ -174,7 +175,7 @@ def neighbors(seen: Seen, class_names: Sequence[str], *, num_images: int, num_ne
     legend = " Green frames: the same class; red: another." if any(seen.labels >= 0) else ""
     among = f"its neighbours among {len(seen.features)} images"
     caption = f"Left: an image; then {among}, with their cosine similarity.{legend}"
-    return figure("Nearest neighbours", f'<div class="neighbors">{"".join(lines)}</div>', caption)
+    return figure("Nearest neighbours", f'<div class="neighbors">{"".join(lines)}</div>', caption, whole_row=True)
 
 
 def embedding_map(points: np.ndarray, how: str, seen: Seen, class_names: Sequence[str]) -> str:

@@ -32,7 +32,6 @@ class Stage(tf.Module):
     All is resolved in the constructor; nothing reads configuration later.
     """
 
-    name: str = "stage"
     network: Network
     max_bad_images: int = 100
 
