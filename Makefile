@@ -5,13 +5,15 @@ INSTALLED := $(VENV)/.installed
 # Arguments for pytest, such as PYTEST_ARGS="-k loss".
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint venv help
+.PHONY: demo test lint venv plan-env planning help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   pretrain, fine-tune and distill on the embedded images, and compare (about ten minutes on two cores)"
 	@echo "make test   lint, then all tests"
 	@echo "make lint   style and import checks alone"
+	@echo "make plan-env   install the TPU compiler into .venv-plan for --mode=plan (1.2 GB, Python 3.11 or newer)"
+	@echo "make planning   compile every ImageNet row for v3, v4, v5e and v6e again, and write docs/planning.md (hours)"
 	@echo "make venv   install what is needed into $(VENV), with PYTHON=$(PYTHON)"
 
 demo: $(INSTALLED)
@@ -34,3 +36,16 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
 	@touch $@
+
+# The TPU compiler comes with JAX, and lives apart from TensorFlow.
+plan-env: .venv-plan/.installed
+
+.venv-plan/.installed: requirements-plan.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "PYTHON=$(PYTHON) is older than 3.11, the oldest that the TPU compiler is built for; try make plan-env PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --disable-pip-version-check -q -r requirements-plan.txt
+	@touch $@
+
+planning: $(INSTALLED) .venv-plan/.installed
+	$(VENV)/bin/python benchmarks/plan_table.py

@@ -46,7 +46,7 @@ _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such a
 _STAGE = flags.DEFINE_string(
     "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
 )
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4; or several with commas.")
 _PRICE = flags.DEFINE_float("price", None, "What one chip costs for an hour, for --mode=plan.")
 _SEARCH = flags.DEFINE_bool(
     "search", None, "With --mode=plan: search the largest batch that fits (on unless --nosearch is given)."
@@ -309,11 +309,11 @@ def _run_plan(operation: Operation) -> None:
         _check_writable(_WORKDIR.value)
         planner.export_step(build, workdir=_WORKDIR.value, batches=4 if _BATCHES.value is None else _BATCHES.value)
         return
-    topology = chips.parse_topology(_TOPOLOGY.value)
+    topologies = [chips.parse_topology(name) for name in _TOPOLOGY.value.split(",")]
     _check_writable(_WORKDIR.value)
     planner.plan(
         build,
-        topology,
+        topologies,
         workdir=_WORKDIR.value,
         compiler_folder=_PLAN_ENV.value or environment.default_folder(),
         make_environment=bool(_MAKE_PLAN_ENV.value),

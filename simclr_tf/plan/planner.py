@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ def _search(build: Build, built: Built, topology: Topology, compiler: Compiler, 
 
 def plan(
     build: Build,
-    topology: Topology,
+    topologies: list[Topology],
     *,
     workdir: str,
     compiler_folder: str,
@@ -154,11 +155,11 @@ def plan(
     search: bool = True,
     timeout_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Plans a run, prints a table, and writes `plan.json` and the exported step into a folder.
+    """Plans a run, prints a table for each TPU, and writes `plan.json` and the exported steps into a folder.
 
     Args:
       build: builds the run.
-      topology: where it is to run.
+      topologies: where it might run. Of equal numbers of replicas the step is the same, and is exported once.
       workdir: where to write.
       compiler_folder: the compiler's environment.
       make_environment: whether it may be installed where it is missing.
@@ -167,38 +168,44 @@ def plan(
       timeout_seconds: for one compilation.
 
     Returns:
-      What `plan.json` says.
+      What `plan.json` says: `plans`, one for each TPU.
 
     Raises:
       UserError: for what the user can put right.
     """
-    if price is not None and not price >= 0:
+    if price is not None and not 0 <= price < math.inf:
         raise UserError(f"--price={price} is no price; give what a chip costs for an hour")
     environment.ensure(compiler_folder, make=make_environment)
     compiler = Compiler(compiler_folder, os.path.join(workdir, CACHE), timeout_seconds)
-    program = OneProgram(topology.num_replicas)
-    built = hollow(build, program, [])
-    batch_size = built.global_batch_size // topology.num_replicas
-    print(
-        f"{built.stage.name} on {topology.name} ({topology.num_chips} chips, {topology.num_replicas} replicas), "
-        f"{batch_size} images on each, {built.precision}: compiling",
-        flush=True,
-    )
-    exported = export.export(built, program)
-    export.save(exported, os.path.join(workdir, STEP))
-    told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
-    print(table(told), flush=True)
-    if search:
-        # One replica's share of the batch does not change what fits by much; the programs are the recipe's own all the same.
-        largest = _search(build, built, topology, compiler, batch_size)
-        told["largest_batch_per_replica"] = {
-            name: {"batch_size": one.batch_size, "exact": one.exact, "tries": [attempt._asdict() for attempt in one.tries]}
-            for name, one in largest.items()
-        }
-        print(search_table(largest), flush=True)
-    records.write_json(os.path.join(workdir, PLAN), told)
-    print(f"written to {os.path.join(workdir, PLAN)}; the step itself to {os.path.join(workdir, STEP)}")
-    return told
+    steps: dict[int, tuple[Built, export.Exported]] = {}
+    plans = []
+    for topology in topologies:
+        replicas = topology.num_replicas
+        if replicas not in steps:
+            program = OneProgram(replicas)
+            built = hollow(build, program, [])
+            steps[replicas] = built, export.export(built, program)
+            export.save(steps[replicas][1], os.path.join(workdir, f"{STEP}_{replicas}"))
+        built, exported = steps[replicas]
+        batch_size = built.global_batch_size // replicas
+        print(
+            f"{built.stage.name} on {topology.name} ({topology.num_chips} chips, {replicas} replicas), {batch_size} "
+            f"images on each, {built.precision}",
+            flush=True,
+        )
+        told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
+        print(table(told), flush=True)
+        if search:
+            largest = _search(build, built, topology, compiler, batch_size)
+            told["largest_batch_per_replica"] = {
+                name: {**one._asdict(), "tries": [attempt._asdict() for attempt in one.tries]}
+                for name, one in largest.items()
+            }
+            print(search_table(largest), flush=True)
+        plans.append(told)
+        records.write_json(os.path.join(workdir, PLAN), {"plans": plans})
+    print(f"written to {os.path.join(workdir, PLAN)}")
+    return {"plans": plans}
 
 
 def gib(nbytes: float) -> str:

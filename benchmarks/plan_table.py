@@ -1,0 +1,159 @@
+"""Compiles every ImageNet row of SimCLRv2 for four TPUs and writes docs/planning.md: `make planning`.
+
+Each row is `--mode=plan` of its recipe on 128 replicas, 32 images each, of every TPU. Where that does not fit, blocks are
+recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was compiled before is looked up
+(in --workdir), so that a stopped run goes on; what was learnt is kept in docs/planning.json. A row that was not compiled
+says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS, PAGE = os.path.join(ROOT, "docs", "planning.json"), os.path.join(ROOT, "docs", "planning.md")
+BEGIN, END = "<!-- table: benchmarks/plan_table.py -->", "<!-- end of table -->"
+
+# Recipe -> name in the paper, parameters of the encoder in millions (published), smallest first.
+ROWS = {
+    "imagenet_r50": ("R50 1x", 24),
+    "imagenet_r50_sk": ("R50 1x+SK", 35),
+    "imagenet_r101": ("R101 1x", 43),
+    "imagenet_r152": ("R152 1x", 58),
+    "imagenet_r101_sk": ("R101 1x+SK", 65),
+    "imagenet_r152_sk": ("R152 1x+SK", 89),
+    "imagenet_r50_2x": ("R50 2x", 94),
+    "imagenet_r50_2x_sk": ("R50 2x+SK", 140),
+    "imagenet_r101_2x": ("R101 2x", 170),
+    "imagenet_r152_2x": ("R152 2x", 233),
+    "imagenet_r101_2x_sk": ("R101 2x+SK", 257),
+    "imagenet_r152_2x_sk": ("R152 2x+SK", 354),
+    "imagenet_r152_3x_sk": ("R152 3x+SK", 795),
+}
+# TPU -> its slices of 128 and of 256 replicas.
+TPUS = {"v3": ("v3-128", "v3-256"), "v5e": ("v5e-128", "v5e-256"), "v4": ("v4-256", "v4-512"), "v6e": ("v6e-128", "v6e-256")}
+# Slice of `TPUS` and further bindings, in the order in which they are tried.
+ATTEMPTS = ((0, ()), (0, ("ResNet.remat = True",)), (1, ("ResNet.remat = True",)))
+
+
+def load() -> dict[str, dict]:
+    """Returns what is known: "recipe/TPU" -> `plans` of the attempts, in order."""
+    if not os.path.exists(RESULTS):
+        return {}
+    with open(RESULTS) as file:
+        return json.load(file)
+
+
+def keep(results: dict[str, dict]) -> None:
+    """Writes what is known."""
+    with open(f"{RESULTS}.tmp", "w") as file:
+        json.dump(results, file, indent=1, sort_keys=True)
+        file.write("\n")
+    os.replace(f"{RESULTS}.tmp", RESULTS)
+
+
+def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
+    """Plans one row on one TPU, by the command that a user would give; returns the attempts up to one that fits."""
+    attempts = []
+    for slice_index, bindings in ATTEMPTS:
+        folder = os.path.join(workdir, recipe)
+        command = [
+            *prefix, sys.executable, os.path.join(ROOT, "run.py"), "--mode=plan", "--nosearch", f"--workdir={folder}",
+            f"--gin_file=recipes/pretrain/{recipe}", f"--topology={TPUS[tpu][slice_index]}",
+            *(f"--gin_param={binding}" for binding in bindings),
+        ]
+        print(" ".join(command), flush=True)
+        if subprocess.run(command, cwd=ROOT).returncode:
+            raise SystemExit(f"{recipe} on {tpu} could not be planned")
+        with open(os.path.join(folder, "plan.json")) as file:
+            attempts += json.load(file)["plans"]
+        if attempts[-1]["fits"]:
+            break
+    return attempts
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f}"
+
+
+def table(results: dict[str, dict]) -> str:
+    """Returns the table of all rows, in Markdown."""
+    lines = [
+        "| net | TPU | slice | images per replica | fits | memory per replica, GB of | TFLOP, GB moved per step | least step, ms (by) | "
+        "least hours, 800 epochs | chip-hours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for recipe, (name, _) in ROWS.items():
+        for tpu in sorted(TPUS):
+            attempts = results.get(f"{recipe}/{tpu}")
+            if not attempts:
+                lines.append(f"| {name} | {tpu} | {TPUS[tpu][0]} | 32 | not compiled yet | | | | | |")
+                continue
+            last, tried = attempts[-1], []
+            for attempt in attempts[:-1]:
+                needs = f"{_gb(attempt['needed_bytes'])} GB" if "needed_bytes" in attempt else "more"
+                how = f"{attempt['per_replica_batch_size']} images" + (", recomputed" if attempt["remat"] else "")
+                tried.append(f"{how}: no, needs {needs}")
+            how = "yes" if last["fits"] else "no"
+            if last["fits"] and last["remat"]:
+                how = "yes, blocks recomputed"
+            how += f" ({'; '.join(tried)})" if tried else ""
+            start = f"| {name} | {tpu} | {last['topology']} | {last['per_replica_batch_size']} | {how} | "
+            if not last["fits"]:
+                needed = _gb(last["needed_bytes"]) if "needed_bytes" in last else "more"
+                lines.append(start + f"{needed} of {_gb(last['memory_bytes_per_replica'])} | | | | |")
+                continue
+            bound = last["bound"]
+            lines.append(
+                start + f"{_gb(last['memory']['total'])} of {_gb(last['memory_bytes_per_replica'])} | "
+                f"{last['flops'] / 1e12:.2f}, {_gb(last['bytes_accessed'])} | "
+                f"{1000 * bound['step_seconds']:.1f} ({bound['bound_by']}) | {bound['hours']:.1f} | {bound['chip_hours']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def write_page(results: dict[str, dict]) -> None:
+    """Puts the table in its place in docs/planning.md."""
+    with open(PAGE) as file:
+        before, rest = file.read().split(BEGIN)
+    _, after = rest.split(END)
+    done = sum(1 for recipe in ROWS for tpu in TPUS if f"{recipe}/{tpu}" in results)
+    versions = sorted({json.dumps(plan["compiler"], sort_keys=True) for plans in results.values() for plan in plans})
+    told = "; ".join(", ".join(f"{name} {version}" for name, version in json.loads(text).items()) for text in versions)
+    counted = f"{done} of {len(ROWS) * len(TPUS)} rows compiled here, by {told}." if done else "No row is compiled yet."
+    with open(PAGE, "w") as file:
+        file.write(f"{before}{BEGIN}\n\n{counted}\n\n{table(results)}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default=os.path.join(ROOT, "runs", "planning"), help="where compilations are kept")
+    parser.add_argument("--rows", default=",".join(ROWS), help="recipes, with commas")
+    parser.add_argument("--tpus", default=",".join(TPUS), help="TPUs, with commas")
+    parser.add_argument("--again", action="store_true", help="also rows that docs/planning.json has")
+    parser.add_argument("--page_only", action="store_true", help="compile nothing, write the page from docs/planning.json")
+    parser.add_argument("--prefix", default="", help="before every compiling command, such as 'nice -n 10'")
+    options = parser.parse_args()
+    rows, tpus = options.rows.split(","), options.tpus.split(",")
+    for unknown in [name for name in rows if name not in ROWS] + [name for name in tpus if name not in TPUS]:
+        parser.error(f"{unknown} is no row or TPU; choose of {', '.join((*ROWS, *TPUS))}")
+    if not options.page_only:
+        for tpu in tpus:
+            for recipe in rows:
+                results = load()
+                if options.again or f"{recipe}/{tpu}" not in results:
+                    attempts = compute(recipe, tpu, options.workdir, options.prefix.split())
+                    results = load()  # Another process may have added rows meanwhile.
+                    results[f"{recipe}/{tpu}"] = attempts
+                    keep(results)
+                    write_page(results)
+    write_page(load())
+
+
+if __name__ == "__main__":
+    main()
