@@ -1,0 +1,318 @@
+"""The TPU scripts against a stand-in for gcloud, which records its calls and runs what is sent over ssh in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "tpu_scripts"
+
+# $STAND holds: calls, state (of the TPU; absent where there is none), queue (of the request), home/ (the TPU VM), codes
+# (how the next runs end), starts (what was run), preempt_at (the number of the look at which the TPU is taken away).
+GCLOUD = r"""#!/usr/bin/env bash
+printf '%s\n' "$*" >> "$STAND/calls"
+vanish() { rm -rf "$STAND/state" "$STAND/home"; }
+appear() { mkdir -p "$STAND/home"; echo READY > "$STAND/state"; }
+missing() { echo "ERROR: (gcloud) NOT_FOUND: no such thing" >&2; exit 1; }
+case "$*" in
+  *"tpu-vm describe"*) [[ -e $STAND/state ]] || missing; cat "$STAND/state" ;;
+  *"queued-resources describe"*)
+    [[ -e $STAND/queue ]] || missing
+    head -n 1 "$STAND/queue"
+    [[ $(wc -l < "$STAND/queue") == 1 ]] || sed -i 1d "$STAND/queue"
+    [[ $(cat "$STAND/queue") != ACTIVE ]] || appear ;;
+  *"tpu-vm create"*)
+    if [[ -e $STAND/no_capacity ]]; then rm "$STAND/no_capacity"; echo "ERROR: no more capacity" >&2; exit 1; fi
+    appear ;;
+  *"queued-resources create"*) printf '%s\n' WAITING_FOR_RESOURCES PROVISIONING ACTIVE > "$STAND/queue" ;;
+  *"tpu-vm delete"*) vanish ;;
+  *"queued-resources delete"*) vanish; rm -f "$STAND/queue" ;;
+  *"tpu-vm scp"*) cp "$5" "$STAND/home/${6#*:}" ;;
+  *"tpu-vm ssh"*)
+    [[ $(cat "$STAND/state" 2> /dev/null) == READY ]] || { echo "ssh: connect: no route to host" >&2; exit 255; }
+    for argument; do [[ $argument == --command=* ]] && command=${argument#--command=}; done
+    if [[ $command == *status* ]]; then
+      echo look >> "$STAND/looks"
+      if [[ $(wc -l < "$STAND/looks") == $(cat "$STAND/preempt_at" 2> /dev/null) ]]; then
+        echo PREEMPTED > "$STAND/state"
+        if [[ -e $STAND/queue ]]; then echo SUSPENDED > "$STAND/queue"; fi
+        exit 255
+      fi
+    fi
+    cd "$STAND/home" && HOME=$STAND/home PATH=$STAND/vm:$PATH bash -c "$command" ;;
+  *"storage rsync"*) ;;
+  *) echo "unexpected: $*" >&2; exit 9 ;;
+esac
+"""
+
+# Of the TPU VM: makes environments whose Python is this same file, and "trains".
+PYTHON3 = r"""#!/usr/bin/env bash
+case "$*" in
+  *"-m venv"*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; echo "$*" >> "$STAND/venv" ;;
+  *"-m pip"*) echo "$*" >> "$STAND/pip" ;;
+  "-c import ensurepip"*) ;;
+  *simclr_tf.stack*) cat "$STAND/tensorflow" ;;
+  run.py*)
+    printf '%s\n' "$*" >> "$STAND/starts"
+    echo "TPU_LOAD_LIBRARY=${TPU_LOAD_LIBRARY:-unset}" >> "$STAND/environment"
+    code=$(head -n 1 "$STAND/codes"); sed -i 1d "$STAND/codes"
+    echo "this run ends with $code"
+    if [[ $code == waits ]]; then trap 'sleep 0.3; exit 75' TERM; while :; do sleep 0.1; done; fi
+    exit "$code" ;;
+  *) exec /usr/bin/env python3 "$@" ;;
+esac
+"""
+
+CURL = """#!/usr/bin/env bash
+[[ -e $STAND/worker ]] && cat "$STAND/worker"
+"""
+
+CONFIG = """
+PROJECT=p ZONE=z NAME=tpu ACCELERATOR_TYPE=v3-8 SPOT=yes QUEUED=no STACK=2.15
+WORKDIR=gs://bucket/run DATA_DIR=gs://bucket/data
+RUN=(--mode=pretrain --gin_param="Data.source='tfds:x y'")
+POLL_SECONDS=0.1 MAX_CRASHES=3
+"""
+
+
+class Stand:
+    """A place where the scripts can run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name, text in {"bin/gcloud": GCLOUD, "vm/python3": PYTHON3, "vm/curl": CURL}.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        # A checkout of the scripts alone, so that each set-up copies little.
+        shutil.copytree(SCRIPTS, folder / "checkout/tpu_scripts")
+        self.write("config", CONFIG)
+        self.write("tensorflow", "2.15.1\n")
+        self.environment = {**os.environ, "STAND": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def read(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def configure(self, **changes: str) -> None:
+        self.write("config", CONFIG + "".join(f"{name}={value}\n" for name, value in changes.items()))
+
+    def run(self, script: str, *flags: str) -> subprocess.CompletedProcess:
+        command = [str(self.folder / "checkout/tpu_scripts" / script), f"--config={self.folder}/config", *flags]
+        return subprocess.run(command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=60)
+
+    def on_vm(self, *arguments: str) -> str:
+        command = ["bash", str(self.folder / "home/simclr_tf_project/tpu_scripts/remote_run.sh"), *arguments]
+        environment = {
+            **self.environment,
+            "HOME": str(self.folder / "home"),
+            "PATH": f"{self.folder}/vm:{self.environment['PATH']}",
+        }
+        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=30, check=True).stdout
+
+    def verbs(self) -> list[str]:
+        """The calls in short."""
+        short = []
+        for call in self.read("calls"):
+            words = call.split()
+            short.append(" ".join(words[2:4]) if words[0] == "compute" else " ".join(words[:2]))
+        return short
+
+
+@pytest.fixture
+def stand(tmp_path):
+    return Stand(tmp_path)
+
+
+def changes(verbs: list[str]) -> list[str]:
+    """The calls that make or delete something."""
+    return [verb for verb in verbs if verb.split()[1] in ("create", "delete", "scp")]
+
+
+def test_a_run_from_nothing_to_its_end(stand):
+    stand.write("codes", "0\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    assert changes(stand.verbs()) == ["tpu-vm create", "tpu-vm scp"]
+    create = next(call for call in stand.read("calls") if "tpu-vm create" in call)
+    assert "--spot" in create
+    assert "--version=tpu-vm-tf-2.15.1-pjrt" in create
+    # What is in the configuration arrives, spaces and quotes and all.
+    assert stand.read("starts") == [
+        "run.py --mode=pretrain --gin_param=Data.source='tfds:x y' --workdir=gs://bucket/run --tpu=local --data_dir=gs://bucket/data"
+    ]
+    assert "--system-site-packages" in stand.read("venv")[0]
+    assert stand.read("environment") == ["TPU_LOAD_LIBRARY=unset"]
+    assert (stand.folder / "home/simclr_run/log").read_text() == "this run ends with 0\n"
+
+
+def test_exit_code_75_starts_again_and_others_do_not(stand):
+    stand.write("codes", "75\n75\n1\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 1
+    assert len(stand.read("starts")) == 3
+    assert "this run ends with 1" in done.stderr
+    assert changes(stand.verbs()) == ["tpu-vm create", "tpu-vm scp"]
+
+
+def test_a_run_that_dies_is_started_again_a_few_times(stand):
+    stand.write("codes", "137\n137\n137\n137\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 137
+    assert len(stand.read("starts")) == 3
+
+
+@pytest.mark.parametrize("queued", ["no", "yes"])
+def test_a_preempted_tpu_is_made_anew(stand, queued):
+    stand.configure(QUEUED=queued)
+    stand.write("codes", "waits\n0\n")
+    stand.write("preempt_at", "3\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    kind = "queued-resources" if queued == "yes" else "tpu-vm"
+    assert changes(stand.verbs()) == [
+        f"{kind} create", "tpu-vm scp", f"{kind} delete", f"{kind} create", "tpu-vm scp",
+    ]
+    assert len(stand.read("starts")) == 2
+    assert "PREEMPTED" in done.stderr
+
+
+def test_no_capacity_is_asked_for_again(stand):
+    stand.write("no_capacity", "")
+    stand.write("codes", "0\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    assert stand.verbs().count("tpu-vm create") == 2
+
+
+def test_watching_again_starts_nothing(stand):
+    stand.write("codes", "waits\n")
+    stand.run("create.sh")
+    stand.run("setup.sh")
+    assert stand.on_vm("start", "1", "--mode=pretrain") == "started\n"
+    assert stand.on_vm("start", "1", "--mode=pretrain") == "running\n"
+    assert stand.on_vm("status") == "running\n"
+    time.sleep(0.3)  # The stand-in's trap has to be there.
+    assert stand.on_vm("stop") == "exited 75\n"
+    assert len(stand.read("starts")) == 1
+
+
+def test_a_host_that_went_down_counts_as_lost(stand):
+    stand.run("create.sh")
+    stand.run("setup.sh")
+    assert stand.on_vm("status") == "none\n"
+    folder = stand.folder / "home/simclr_run"
+    folder.mkdir()
+    (folder / "pid").write_text("999999999")
+    assert stand.on_vm("status") == "lost\n"
+
+
+def test_a_pod_is_led_by_host_0(stand):
+    stand.configure(ACCELERATOR_TYPE="v3-32")
+    stand.write("codes", "0\n")
+    assert stand.run("launch.sh").returncode == 0
+    calls = stand.read("calls")
+    assert any("--version=tpu-vm-tf-2.15.1-pod-pjrt" in call for call in calls)
+    assert any("--worker=all" in call and "remote_run.sh start 4" in call for call in calls)
+    assert stand.read("environment") == ["TPU_LOAD_LIBRARY=0"]
+    stand.write("worker", "2")
+    assert stand.on_vm("start", "4", "--mode=pretrain") == "host 2 serves host 0\n"
+
+
+def test_stack_of_pip(stand):
+    stand.configure(STACK="2.20")
+    stand.write("tensorflow", "2.20.0\n")
+    stand.write("codes", "0\n")
+    assert stand.run("launch.sh").returncode == 0
+    assert any("requirements-tf2.20.txt" in line for line in stand.read("pip"))
+    assert "--system-site-packages" not in stand.read("venv")[0]
+    stand.configure(STACK="2.20", ACCELERATOR_TYPE="v3-32")
+    refused = stand.run("create.sh")
+    assert refused.returncode == 1
+    assert "4 hosts" in refused.stderr
+
+
+def test_a_wrong_tensorflow_stops_the_set_up(stand):
+    stand.write("tensorflow", "2.14.0\n")
+    stand.run("create.sh")
+    done = stand.run("setup.sh")
+    assert done.returncode == 1
+    assert "2.14.0" in done.stderr
+
+
+def test_fetch_logs_delete(stand):
+    assert stand.run("create.sh").returncode == 0
+    assert stand.run("fetch.sh").returncode == 0
+    assert stand.read("calls")[-1] == "storage rsync --recursive --exclude=^checkpoints/ gs://bucket/run results/run"
+    assert stand.run("fetch.sh", "--all").returncode == 0
+    assert stand.read("calls")[-1] == "storage rsync --recursive gs://bucket/run results/run"
+    assert stand.run("delete.sh").returncode == 0
+    assert stand.read("calls")[-1] == "compute tpus tpu-vm delete tpu --project=p --zone=z --quiet"
+
+
+@pytest.mark.parametrize("script", ["create.sh", "setup.sh", "launch.sh", "logs.sh", "fetch.sh", "delete.sh"])
+def test_print_shows_and_runs_nothing(stand, script):
+    for queued in ("no", "yes"):
+        stand.configure(QUEUED=queued)
+        done = stand.run(script, "--print")
+        assert done.returncode == 0, done.stderr
+        assert "gcloud" in done.stdout
+        assert all(line.split()[0] in ("gcloud", "tar") for line in done.stdout.splitlines())
+    assert stand.read("calls") == []
+    assert not (stand.folder / "results").exists()
+
+
+def test_print_is_what_is_run(stand):
+    printed = {line for line in stand.run("create.sh", "--print").stdout.splitlines()}
+    stand.run("create.sh")
+    assert printed == {f"gcloud {call}" for call in stand.read("calls")}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"WORKDIR": "/home/me/run"}, "not in a bucket"),
+        ({"SPOT": "maybe"}, "yes or no"),
+        ({"STACK": "2.21"}, "2.15 or 2.20"),
+        ({"ZONE": ""}, "sets no ZONE"),
+        ({"ACCELERATOR_TYPE": "v3"}, "v3-8"),
+        ({"NAME": "My_TPU"}, "small letters"),
+        ({"RUN": "()"}, "RUN is empty"),
+    ],
+)
+def test_configurations_that_cannot_be_meant(stand, change, complaint):
+    stand.configure(**change)
+    done = stand.run("launch.sh", "--print")
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert stand.read("calls") == []
+
+
+def test_hosts_of_a_type(stand):
+    # Machines by type, as Google's tables have them.
+    for kind, hosts in {"v2-8": 1, "v3-32": 4, "v3-128": 16, "v4-8": 1, "v4-32": 4, "v5litepod-8": 1, "v5litepod-16": 4}.items():
+        stand.configure(ACCELERATOR_TYPE=kind)
+        assert f"remote_run.sh\\ start\\ {hosts}\\ " in stand.run("launch.sh", "--print").stdout, kind
+
+
+def test_shellcheck():
+    beside = Path(sys.executable).parent / "shellcheck"
+    tool = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if tool is None:
+        pytest.skip("shellcheck is not installed; it is in requirements-dev.txt")
+    done = subprocess.run(
+        [tool, "-x", *sorted(str(path) for path in SCRIPTS.glob("*.sh"))], text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs on each host of the TPU: starts the run, and tells how it goes.
+#
+# Usage: remote_run.sh start HOSTS ARGUMENTS...   starts `simclr ARGUMENTS` unless it is running; on host 0 only
+#        remote_run.sh status                     says: running, exited CODE, lost (it ended without a code), or none
+#        remote_run.sh stop                       asks it to save and end, and waits
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+state=$HOME/simclr_run
+
+# The code is the last thing that a run leaves; its process may outlive it by a moment.
+running() {
+  local pid
+  [[ ! -e $state/code && -r $state/pid ]] && pid=$(<"$state/pid") && kill -0 "$pid" 2>/dev/null
+}
+
+# This host's number. Host 0 leads the others, whose servers (of the TPU's image) do their part.
+worker() {
+  curl -sf -m 5 -H 'Metadata-Flavor: Google' \
+    "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes/agent-worker-number" || echo 0
+}
+
+case ${1:-} in
+  start)
+    hosts=$2
+    shift 2
+    number=$(worker)
+    if ((number > 0)); then
+      echo "host $number serves host 0"
+      exit 0
+    fi
+    mkdir -p "$state"
+    if running; then
+      echo running
+      exit 0
+    fi
+    rm -f "$state/code"
+    # On a pod the hosts' servers hold the TPU, and this process only talks to them.
+    ((hosts > 1)) && export TPU_LOAD_LIBRARY=0
+    cd "$(dirname "$here")"
+    # The code is written whatever ends the run, so that `status` can tell a fault from a host that went down.
+    # shellcheck disable=SC2016
+    setsid nohup bash -c '
+      state=$1; shift
+      "$HOME/simclr_venv/bin/python" run.py "$@" &
+      child=$!
+      trap "kill -TERM $child" TERM
+      code=0
+      wait "$child" || code=$?
+      # A signal ends `wait` early; the child then saves.
+      while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done
+      echo "$code" > "$state/code.new" && mv "$state/code.new" "$state/code"
+    ' run "$state" "$@" >> "$state/log" 2>&1 < /dev/null &
+    echo $! > "$state/pid"
+    echo started
+    ;;
+  status)
+    if [[ -r $state/code ]]; then
+      echo "exited $(<"$state/code")"
+    elif running; then
+      echo running
+    elif [[ -e $state/pid ]]; then
+      echo lost
+    else
+      echo none
+    fi
+    ;;
+  stop)
+    if running; then
+      kill -TERM "$(<"$state/pid")"
+      while running; do sleep 1; done
+    fi
+    "${BASH_SOURCE[0]}" status
+    ;;
+  *)
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" >&2
+    exit 2
+    ;;
+esac
