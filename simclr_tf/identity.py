@@ -28,6 +28,7 @@ _HARMLESS = {
     "Data.eval_split",
     "Data.max_bad_images",
     "Pretrain.nt_xent",
+    "ResNet.remat",
 }
 # Settings that the facts tell better: a number of epochs or "auto" may stand for the same as something else.
 _RESOLVED = {"train.epochs", "train.global_batch_size", "train.precision", "train.seed", "train.steps"}

@@ -14,6 +14,7 @@ _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 _still = threading.local()
 
 
+@tf.autograph.experimental.do_not_convert  # AutoGraph knows no generators, and warns.
 @contextlib.contextmanager
 def still_averages() -> Iterator[None]:
     """Within it, training mode moves no moving average: for passes beside the one that counts."""

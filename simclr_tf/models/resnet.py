@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simclr_tf.errors import UserError
-from simclr_tf.models.blocks import ConvNorm, basic_block, bottleneck
+from simclr_tf.models.blocks import ConvNorm, ResidualBlock, basic_block, bottleneck
+from simclr_tf.models.remat import recomputed
 from simclr_tf.stack import keras, tf
 
 # depth: (block, its output channels over its filters, blocks in each of the four groups)
@@ -34,6 +35,7 @@ class ResNet(keras.Model):
         sk_ratio: float = 0.0,
         se_ratio: float = 0.0,
         stem: str = "imagenet",
+        remat: bool = False,
         **kwargs,
     ):
         """Creates the layers.
@@ -44,6 +46,8 @@ class ResNet(keras.Model):
           sk_ratio: selective kernels' bottleneck ratio, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
           se_ratio: squeeze-and-excitation's bottleneck ratio; 0 turns it off.
           stem: "imagenet" (stride 4) or "cifar" (one 3x3 at stride 1, no pooling, for images of about 32 pixels).
+          remat: compute each residual block's activations again in the backward pass instead of keeping them: less memory
+            for about a third more work. Changes no number, and is no part of the architecture.
           **kwargs: `name` and `dtype` (a Keras policy).
 
         Raises:
@@ -59,6 +63,8 @@ class ResNet(keras.Model):
         for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
             if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
                 raise UserError(f"ResNet.{name} is {ratio!r}; use a number from 0 (off) to 1, such as 0.0625")
+        if not isinstance(remat, bool):
+            raise UserError(f"ResNet.remat is {remat!r}; use True or False")
         block, expansion, counts = DEPTHS[depth]
         if sk_ratio > 0 and block is basic_block:
             raise UserError(
@@ -67,6 +73,7 @@ class ResNet(keras.Model):
             )
         self.depth, self.width, self.stem_kind = depth, width, stem
         self.sk_ratio, self.se_ratio = sk_ratio, se_ratio
+        self.remat = remat
         policy = self._dtype_policy
         base = int(64 * width)
         self.feature_dim = 8 * base * expansion
@@ -115,8 +122,12 @@ class ResNet(keras.Model):
         """
         x, outputs = images, {}
         for i, (name, layers) in enumerate(self.sections().items()):
+            trains = training and i >= frozen
             for layer in layers:
-                x = layer(x, training=training and i >= frozen)
+                if trains and self.remat and isinstance(layer, ResidualBlock):
+                    x = recomputed(layer, x, training=True)
+                else:
+                    x = layer(x, training=trains)
             if name == "initial_max_pool" and self._pools:
                 x = tf.nn.max_pool2d(x, 3, 2, "SAME")
             if i == frozen - 1:
