@@ -125,17 +125,18 @@ def _from_workdir(path: str, precision: str, flag: str) -> Teacher:
 
 
 def _saved_model_folder(path: str) -> str | None:
-    """The SavedModel's folder: `path` itself, its `classifier`, or those of its newest numbered version."""
-
-    def holds(folder: str) -> bool:
-        return any(tf.io.gfile.exists(os.path.join(folder, f"saved_model.{kind}")) for kind in ("pb", "pbtxt"))
-
-    candidates = [path, os.path.join(path, "classifier")]
-    if tf.io.gfile.isdir(path):
-        versions = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
-        for version in sorted((v for v in versions if v.isdigit()), key=int, reverse=True):
-            candidates += [os.path.join(path, version), os.path.join(path, version, "classifier")]
-    return next((folder for folder in candidates if holds(folder)), None)
+    """The SavedModel's folder: `path` itself, or the newest version, the classifier, or the published SavedModel in it."""
+    if any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
+        return path
+    if not tf.io.gfile.isdir(path):
+        return None
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
+    versions = sorted((name for name in names if name.isdigit()), key=int, reverse=True)
+    for name in [*versions, *(known for known in ("classifier", "saved_model") if known in names)]:
+        found = _saved_model_folder(os.path.join(path, name))
+        if found is not None:
+            return found
+    return None
 
 
 def _from_saved_model(folder: str, flag: str) -> Teacher:

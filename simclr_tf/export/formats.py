@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import warnings
 from types import ModuleType
 
 import numpy as np
@@ -33,8 +34,6 @@ def check_available(formats: list[str]) -> None:
     if "onnx" in formats:
         for name in ("onnx", "tf2onnx", "onnxruntime"):
             _optional(name, "ONNX export")
-    if "tflite" in formats and not hasattr(tf, "lite"):
-        _optional("ai_edge_litert.interpreter", "checking a TFLite export")
 
 
 def _function(module, outputs, image_size: int | None):
@@ -67,7 +66,10 @@ def write_tflite(module, outputs, image_size: int, path: str, images: np.ndarray
     infer, _ = _function(module, outputs, image_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], module)
     content = converter.convert()
-    interpreter = tf.lite.Interpreter(model_content=content)
+    with warnings.catch_warnings():
+        # TensorFlow announces that its interpreter will move to a package of its own.
+        warnings.simplefilter("ignore")
+        interpreter = tf.lite.Interpreter(model_content=content)
     runner = interpreter.get_signature_runner()
     actual = runner(images=images)
     error = _compare("TFLite", actual, expected)
