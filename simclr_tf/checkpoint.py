@@ -45,10 +45,11 @@ def _prefix(folder: str, step: int) -> str:
 def _damage(path: str) -> str | None:
     """Reads a whole checkpoint, which verifies its checksums; returns what is wrong with it, None where nothing is."""
     try:
-        reader = tf.train.load_checkpoint(path)
+        # `tf.train.load_checkpoint` does the same, but not on every file system.
+        reader = tf.compat.v1.train.NewCheckpointReader(path)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, IndexError) as error:  # IndexError: "read less bytes than requested".
         return _first_line(error)
     return None
 
@@ -235,7 +236,7 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
         elif name in required:
             raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}")
     try:
-        reader = tf.train.load_checkpoint(path)
+        reader = tf.compat.v1.train.NewCheckpointReader(path)
         tf.train.Checkpoint(**taken).read(path).assert_existing_objects_matched()
     except _UNREADABLE as error:
         raise UserError(

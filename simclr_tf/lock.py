@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 
+from simclr_tf import records
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -142,8 +143,7 @@ class WorkdirLock:
 
     def _write_lease(self) -> None:
         self._beats += 1
-        with tf.io.gfile.GFile(self._path, "w") as file:
-            file.write(json.dumps({**_owner(), "token": self._token, "beats": self._beats}))
+        records.write_text(self._path, json.dumps({**_owner(), "token": self._token, "beats": self._beats}))
 
     def _take_lease(self) -> None:
         found = self._read_lease()
@@ -192,5 +192,5 @@ class WorkdirLock:
                     self._lost = str(_in_use(self._workdir, found))
                     return
                 self._write_lease()
-            except tf.errors.OpError:
+            except (UserError, tf.errors.OpError):
                 continue  # A bucket may be away for a while; whoever waits for it gives up later than this.

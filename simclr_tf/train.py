@@ -274,7 +274,7 @@ def train(
         try:
             _start(place, stage, loop, checkpoints, plan)
             done = os.path.join(place.workdir, records.RESULT)
-            if int(loop.step) >= steps and tf.io.gfile.exists(done):
+            if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
                 place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
                 return records.read_json(done)
             frozen = fingerprint(stage.frozen_variables)
@@ -312,6 +312,7 @@ def train(
             result["evaluation"] = stage.measure(outputs)
         if role.is_chief:
             records.write_json(os.path.join(place.workdir, records.RESULT), result)
+        _meet(strategy)
     top_1 = f", top-1 {100 * result['evaluation']['top_1']:.2f}% on {measured.source.name}" if measured else ""
     place.say(f"{stage.name}: done in {duration(course.seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
     return result
@@ -330,14 +331,14 @@ def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Check
     identity.check(place.workdir, stage.describe(), mine)
     path = checkpoints.resume()
     if path is not None:
-        place.say(f"  resuming at step {int(loop.step)} from {path}")
+        place.say(f"  resuming at step {int(loop.step.numpy())} from {path}")
     else:
         if place.init_from is not None:
             required, optional = stage.initial_parts()
             table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
             place.say(f"  initialized from {place.init_from}\n{table}")
         stage.after_initialize()
-    _check_same_step(place.strategy, int(loop.step))
+    _check_same_step(place.strategy, int(loop.step.numpy()))
     if not cluster.role(place.strategy).is_chief:
         return
     records.remove_leftovers(place.workdir)
@@ -367,6 +368,12 @@ def _check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
         )
 
 
+def _meet(strategy: tf.distribute.Strategy) -> None:
+    """Lets no process leave before the others have written what they write."""
+    with contextlib.suppress(tf.errors.OpError):  # Of one that was here first and is gone now.
+        _check_same_step(strategy, 0)
+
+
 class _Course(NamedTuple):
     """How a run went: its last record, and seconds over all its interruptions."""
 
@@ -389,7 +396,7 @@ def _loop(
     Raises:
       StartAgain: after SIGTERM, when the step is finished and saved.
     """
-    first_step = int(loop.step)
+    first_step = int(loop.step.numpy())
     role = cluster.role(place.strategy)
     bad_images = {
         name: BadImages(stage.max_bad_images, stream.source) for name, stream in inputs.items() if stream.source.may_fail
@@ -435,8 +442,8 @@ def _loop(
     clock = time.monotonic()
     try:
         with watch.finishing():
-            while int(loop.step) < plan.steps:
-                now = int(loop.step)
+            while int(loop.step.numpy()) < plan.steps:
+                now = int(loop.step.numpy())
                 stop = min(plan.steps, (now // plan.checkpoint_every_steps + 1) * plan.checkpoint_every_steps)
                 stopped = False
                 for chunk in loop.run(iterator, stop, wants_to_stop=lambda: watch.asked):
@@ -467,10 +474,11 @@ def _loop(
                 if log is not None:
                     log.flush()
                     lock.check()
-                checkpoints.save(int(loop.step))
-                if stopped and int(loop.step) < plan.steps:
+                checkpoints.save(int(loop.step.numpy()))
+                if stopped and int(loop.step.numpy()) < plan.steps:
+                    _meet(place.strategy)
                     raise StartAgain(
-                        f"stopped by SIGTERM; saved at step {int(loop.step)} of {plan.steps}: the same command goes on"
+                        f"stopped by SIGTERM; saved at step {int(loop.step.numpy())} of {plan.steps}: the same command goes on"
                     )
         course = _Course(last, 0.0) if log is None else _Course(last or log.last(), log.total("seconds"))
     except tf.errors.OpError:
