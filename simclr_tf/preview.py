@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from PIL import Image
 
 from simclr_tf import contact_sheet, randomness, records
 from simclr_tf.contact_sheet import Cell
-from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.augment import Augment, random_flip, unit_images
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
@@ -25,17 +26,7 @@ from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.train import Place
 
 FILE = "preview.png"
-# What turns each augmentation off. The crop is another matter: it is what makes an image of the right size.
-_OFF = {
-    "flip": False,
-    "jitter_probability": 0.0,
-    "gray_probability": 0.0,
-    "blur_probability": 0.0,
-    "cutout_probability": 0.0,
-    "rotation_probability": 0.0,
-}
 _NAMES = {
-    "flip": "flip",
     "jitter_probability": "color",
     "gray_probability": "gray",
     "blur_probability": "blur",
@@ -68,17 +59,17 @@ def original(source: Source, index: int) -> np.ndarray:
     return decode(source.read(tf.constant(index, tf.int64))[0]).numpy()
 
 
-def alone(augment: Augment) -> dict[str, Augment]:
+def alone(augment: Augment) -> dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
     """Returns each augmentation that is on, by its name in the sheet: alone, certain, in the strength that is set."""
     settings = augment.describe()
-    parts = {}
-    for parameter in _OFF:
-        is_on = settings[parameter] and (parameter != "jitter_probability" or settings["color_strength"] > 0)
-        if is_on:
-            certain = {parameter: True if parameter == "flip" else 1.0}
-            percent = 50.0 if parameter == "flip" else 100 * settings[parameter]
-            name = f"{_NAMES[parameter]}, {percent:.3g}%"
-            parts[name] = Augment(**{**settings, **_OFF, **certain})
+    parts: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {}
+    if augment.flip:
+        parts["flip, 50%"] = functools.partial(random_flip, probability=1.0)
+    for parameter, name in _NAMES.items():
+        probability = settings[parameter]
+        if probability and (parameter != "jitter_probability" or augment.color_strength > 0):
+            only = Augment(**{**settings, "flip": False, **dict.fromkeys(_NAMES, 0.0), parameter: 1.0})
+            parts[f"{name}, {100 * probability:.3g}%"] = only
     return parts
 
 

@@ -152,7 +152,7 @@ class FolderSource(Source):
     @functools.cached_property
     def _table(self) -> tuple[tf.Tensor, tf.Tensor]:
         labels = self._labels if self._labels is not None else np.full(self.num_examples, -1, np.int32)
-        with tf.device("CPU:0"):
+        with tf.init_scope(), tf.device("CPU:0"):  # The first to ask may be a function that is being traced.
             return tf.constant([_join(self._root, name) for name in self._names]), tf.constant(labels)
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Run(NamedTuple):
         known = values[np.isfinite(values)]
         return float(known[-1]) if len(known) else None
 
-    def setting(self, name: str, default=None):  # noqa: ANN201  (whatever gin may hold)
+    def setting(self, name: str, default: Any = None) -> Any:
         """A setting as a plain value; see `settings.value`."""
         return settings.value(self.settings, name, default)
 

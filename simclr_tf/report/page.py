@@ -29,7 +29,9 @@ nav a{display:inline-block;margin-right:.9em}a{color:var(--c0)}
 .wide{overflow-x:auto}figure svg,.card>svg{display:block;width:100%;height:auto;max-width:560px}
 figure img{display:block;max-width:none;border-radius:4px}
 figure .wide img{background:#fff}
-table{border-collapse:collapse;font-size:.9rem}table{overflow-wrap:normal}td,th{padding:3px 10px 3px 0;text-align:left;vertical-align:top}
+table{border-collapse:collapse;font-size:.9rem}table{overflow-wrap:normal}
+
+td,th{padding:3px 10px 3px 0;text-align:left;vertical-align:top}
 th{color:var(--faint);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tr.differs td{font-weight:600}td code{font-size:.85em}tbody tr+tr td{border-top:1px solid var(--rule)}
 .bar{display:inline-block;height:.7em;background:currentColor;border-radius:2px;min-width:1px}
