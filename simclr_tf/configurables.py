@@ -15,9 +15,11 @@ from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.memory import Memory
+from simclr_tf.embed import run_embed
 from simclr_tf.export.verb import run_export
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.neighbors import run_neighbors
 from simclr_tf.optim.optimizers import AdamW, Lamb, Lars, Sgd
 from simclr_tf.optim.schedules import WarmupCosine
 from simclr_tf.preview import run_preview
@@ -47,6 +49,8 @@ CONFIGURABLES = {
     "knn": verbs.run_knn,
     "convert": run_convert,
     "export": run_export,
+    "embed": run_embed,
+    "neighbors": run_neighbors,
     "preview": run_preview,
     "report": run_report,
 }

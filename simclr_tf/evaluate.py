@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,27 +14,29 @@ from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
 
 
-def collect(
+def stream(
     strategy: tf.distribute.Strategy,
     examples: Input,
     compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     *,
     batch_size: int,
-    max_bad_images: int = 100,
-) -> dict[str, np.ndarray]:
-    """Computes something for every example of a split, each once and in order.
+    bad_images: BadImages | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Computes something for every example of a split, batch by batch, in order.
 
     Args:
       strategy: shares the work.
       examples: what to run over.
       compute: takes a batch and returns name -> [B, ...].
       batch_size: over all replicas; the last batch is padded and cut again.
-      max_bad_images: how many unreadable images may be left out.
+      bad_images: counts unreadable images, which are left out; without it the first one fails.
 
-    Returns:
-      name -> [examples, ...], with `index` and `label` among them.
+    Yields:
+      name -> [rows, ...], with `index` and `label` among them.
+
+    Raises:
+      UserError: where too many images are unreadable.
     """
-    bad_images = BadImages(max_bad_images, examples.source) if examples.source.may_fail else None
     replicas = strategy.num_replicas_in_sync
     per_replica = max(1, batch_size // replicas)
 
@@ -58,19 +60,44 @@ def collect(
         outputs = strategy.run(one, args=(batch,))
         return {name: strategy.experimental_local_results(value)[0] for name, value in outputs.items()}
 
-    rows: dict[str, list[np.ndarray]] = {}
     try:
         for batch in strategy.distribute_datasets_from_function(shard):
             outputs = {name: value.numpy() for name, value in step(batch).items()}
             real = outputs.pop("weight") > 0
-            for name, value in outputs.items():
-                rows.setdefault(name, []).append(value[real])
+            yield {name: value[real] for name, value in outputs.items()}
     except tf.errors.OpError:
         if bad_images is not None:
             bad_images.check()
         raise
     if bad_images is not None:
         bad_images.check()
+
+
+def collect(
+    strategy: tf.distribute.Strategy,
+    examples: Input,
+    compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    *,
+    batch_size: int,
+    max_bad_images: int = 100,
+) -> dict[str, np.ndarray]:
+    """Computes something for every example of a split, each once and in order.
+
+    Args:
+      strategy: shares the work.
+      examples: what to run over.
+      compute: takes a batch and returns name -> [B, ...].
+      batch_size: over all replicas; the last batch is padded and cut again.
+      max_bad_images: how many unreadable images may be left out.
+
+    Returns:
+      name -> [examples, ...], with `index` and `label` among them.
+    """
+    bad_images = BadImages(max_bad_images, examples.source) if examples.source.may_fail else None
+    rows: dict[str, list[np.ndarray]] = {}
+    for outputs in stream(strategy, examples, compute, batch_size=batch_size, bad_images=bad_images):
+        for name, value in outputs.items():
+            rows.setdefault(name, []).append(value)
     if not rows:
         raise UserError(f"{examples.source.name} has no readable image; choose another split")
     whole = {name: np.concatenate(parts) for name, parts in rows.items()}

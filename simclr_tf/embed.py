@@ -1,0 +1,221 @@
+"""`--mode=embed`: the vectors of images, in order, to a file; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from simclr_tf import checkpoint, cluster, evaluate, vectors
+from simclr_tf.data.augment import unit_images
+from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.base import Source
+from simclr_tf.data.prepare import central
+from simclr_tf.data.sources import open_source
+from simclr_tf.data.subset import Subset
+from simclr_tf.errors import UserError
+from simclr_tf.export.module import layers
+from simclr_tf.models.network import Network, resolve_precision
+from simclr_tf.progress import Progress
+from simclr_tf.stack import tf
+from simclr_tf.stages.base import Input
+from simclr_tf.train import Place, fingerprint
+
+
+def run_embed(
+    place: Place,
+    layer: str = "final_avg_pool",
+    split: str = "all",
+    image_size: int | None = None,
+    batch_size: int = 256,
+    images_per_part: int = 8192,
+    max_bad_images: int = 100,
+    precision: str = "float32",
+) -> dict:
+    """Writes the vectors of `place.source`'s images to `place.output`.
+
+    Each image is seen through the evaluation's crop. Rows are in the order of the names for a folder, in the source's
+    otherwise. Unreadable images are left out and named. Finished parts lie in `OUTPUT.parts` until the file is whole; the
+    same command goes on from them.
+
+    Args:
+      place: `workdir` is the run whose network is used.
+      layer: "final_avg_pool", "head_layer_1" .., or a map, whose mean is taken.
+      split: of the source; "all" for everything.
+      image_size: in pixels; None takes the run's.
+      batch_size: over all replicas; changes the speed only.
+      images_per_part: how many images are computed again at most after a kill.
+      max_bad_images: how many unreadable ones are left out before this stops.
+      precision: "auto", "float32", "bfloat16" or "float64".
+
+    Returns:
+      `rows`, `bad_images` and the vectors' details.
+
+    Raises:
+      UserError: for what the user can put right.
+    """
+    for name, value in {"batch_size": batch_size, "images_per_part": images_per_part}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"embed.{name} is {value!r}; use a whole number of at least 1")
+    vectors.check_path(place.output, "--output")
+    with place.strategy.scope():
+        network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
+    check_layer(network, layer, "embed")
+    size = image_size or network.image_size
+    whole = open_source(place.source, split, place.data_dir)
+    rows = _order(whole, place.source)
+    names = [whole.example_ids[row] for row in rows]
+    details = {
+        "source": place.source,
+        "split": split,
+        "layer": layer,
+        "image_size": size,
+        "checkpoint": path,
+        "network": encoder_fingerprint(network),
+        "precision": network.precision,
+        "class_names": list(description.get("class_names") or ()) if network.classifier is not None else [],
+        "num_examples": len(names),
+        "names": hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+    }
+    place.built()
+    if place.dry_run:
+        place.say(f"embed: would write {len(names)} vectors of {whole.name} by {path} to {place.output}")
+        return {"rows": len(names), "details": details}
+    if tf.io.gfile.exists(place.output):
+        if vectors.read(place.output, "--output").details == details:
+            place.say(f"embed: nothing to do: {place.output} has these vectors already")
+            return {"rows": len(names), "details": details}
+        raise UserError(f"--output={place.output} exists and holds something else; delete it, or give another --output")
+
+    writes = cluster.role(place.strategy).is_chief
+    parts = vectors.Parts(place.output, details)
+    done = parts.done()
+    if done:
+        place.say(f"embed: going on after {done} of {len(names)} images")
+    if done < len(names):
+        _compute(
+            place, network, whole, rows, done, parts if writes else None, max_bad_images,
+            layer=layer, size=size, batch_size=batch_size, images_per_part=images_per_part,
+        )
+    if not writes:
+        return {"rows": len(names), "details": details}
+    return _finish(place, parts, names, details)
+
+
+def check_layer(network: Network, layer: str, configurable: str) -> None:
+    """Raises a UserError for an output that a network does not have."""
+    if layer not in layers(network):
+        raise UserError(f"{configurable}.layer is {layer!r}; choose one of {', '.join(layers(network))}")
+
+
+def encoder_fingerprint(network: Network) -> str:
+    """Returns a hash of the variables that vectors depend on."""
+    parts = [part for name, part in network.parts().items() if name != "classifier"]
+    return fingerprint([variable for part in parts for variable in part.variables])[:16]
+
+
+def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns what computes `vector` [B, D] and, with a classifier, `probabilities` [B, C] of images in [0, 1]."""
+
+    def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network.outputs(images, training=False)
+        value = outputs[layer]
+        value = tf.reduce_mean(value, axis=[1, 2]) if value.shape.rank == 4 else value
+        columns = {"vector": tf.cast(value, tf.float32)}
+        if network.classifier is not None:
+            logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
+            columns["probabilities"] = tf.cast(tf.nn.softmax(logits), tf.float32)
+        return columns
+
+    return compute
+
+
+def _order(source: Source, spec: str) -> np.ndarray:
+    if spec.startswith("folder:"):
+        return np.array(sorted(range(source.num_examples), key=lambda row: source.example_ids[row]), np.int64)
+    return np.arange(source.num_examples)
+
+
+def _compute(
+    place: Place,
+    network: Network,
+    whole: Source,
+    rows: np.ndarray,
+    first: int,
+    parts: vectors.Parts | None,
+    max_bad_images: int,
+    *,
+    layer: str,
+    size: int,
+    batch_size: int,
+    images_per_part: int,
+) -> None:
+    rest = Subset(whole, rows[first:], whole.name)
+    bad = BadImages(max_bad_images, rest) if rest.may_fail else None
+    compute = vector(network, layer)
+    replicas = place.strategy.num_replicas_in_sync
+    step = max(1, batch_size // replicas) * replicas
+    batches = evaluate.stream(
+        place.strategy,
+        Input(rest, central(size)),
+        lambda batch: compute(unit_images(batch["image"])),
+        batch_size=batch_size,
+        bad_images=bad,
+    )
+    total = -(-len(rows) // step)
+    progress = Progress(
+        "embed",
+        total_steps=total,
+        first_step=total - -(-rest.num_examples // step),
+        images_per_step=step,
+        silent=parts is None,
+    )
+    held: list[dict[str, np.ndarray]] = []
+    start = covered = first
+    before = time.monotonic()
+
+    def flush() -> None:
+        if parts is not None and covered > start:
+            columns = {name: np.concatenate([batch[name] for batch in held]) for name in held[0]}
+            parts.add(start, covered, columns)
+
+    try:
+        for outputs in batches:
+            index = outputs.pop("index") + first
+            order = np.argsort(index, kind="stable")
+            held.append({**{name: value[order] for name, value in outputs.items()}, "row": index[order]})
+            covered = min(covered + step, len(rows))
+            if covered - start >= images_per_part:
+                flush()
+                held.clear()
+                start = covered
+            now = time.monotonic()
+            progress.update(1, seconds=now - before)
+            before = now
+        flush()
+    finally:
+        progress.close()
+
+
+def _finish(place: Place, parts: vectors.Parts, names: list[str], details: dict) -> dict:
+    found, shapes, labelled = [], {}, False
+    for part in parts.read():
+        found.append(part["row"])
+        shapes = {name: part[name].shape[1:] for name in vectors.COLUMNS if name in part}
+        labelled = labelled or bool(np.any(part["label"] >= 0))
+    kept = np.concatenate(found) if found else np.zeros(0, np.int64)
+    missing = sorted(set(range(len(names))) - set(kept.tolist()))
+    if not len(kept):
+        raise UserError(f"{place.source} has no readable image; choose another --source")
+    if not labelled:
+        shapes.pop("label", None)
+    layout = vectors.Layout([names[row] for row in kept], shapes, details)
+    vectors.write(place.output, layout, parts.read)
+    parts.delete()
+    place.say(f"embed: {len(kept)} vectors of {shapes['vector'][0]} numbers in {place.output}")
+    if missing:
+        shown = ", ".join(names[row] for row in missing[:5])
+        place.say(f"  {len(missing)} unreadable image(s) were left out: {shown}{' ..' if len(missing) > 5 else ''}")
+    return {"rows": len(kept), "bad_images": len(missing), "details": details}

@@ -1,0 +1,138 @@
+"""`--mode=neighbors`: which images look like this one, from a file of vectors."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from simclr_tf import checkpoint, contact_sheet, embed, knn, vectors
+from simclr_tf.data.base import Source
+from simclr_tf.data.decode import decode
+from simclr_tf.data.sources import open_source
+from simclr_tf.errors import UsageError, UserError
+from simclr_tf.export.module import preprocess
+from simclr_tf.models.network import resolve_precision
+from simclr_tf.stack import tf
+from simclr_tf.train import Place
+
+
+def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) -> dict[str, list[dict]]:
+    """Finds the images whose vectors are most similar (by the cosine) to those of `place.queries`.
+
+    Prints them and draws a contact sheet, one row a query.
+
+    Args:
+      place: `source` is a file that `--mode=embed` wrote; each of `queries` an image file, or the name of an image in
+        that file; `output` the picture, None for `neighbors.png` in the workdir; `workdir` the run that the vectors are
+        from, whose network makes those of image files.
+      num_neighbors: how many to show of each query; the query itself does not count.
+      cell_pixels: side of a picture on the sheet.
+
+    Returns:
+      query -> rows of `name` and `similarity` (in [-1, 1]), the most similar first.
+
+    Raises:
+      UserError: for what the user can put right.
+    """
+    if not isinstance(num_neighbors, int) or isinstance(num_neighbors, bool) or num_neighbors < 1:
+        raise UserError(f"neighbors.num_neighbors is {num_neighbors!r}; use a whole number of at least 1, such as 8")
+    output = place.output or os.path.join(place.workdir, "neighbors.png")
+    if not output.lower().endswith(".png"):
+        raise UsageError(f"--output={output} is no PNG picture; let it end in .png")
+    found = vectors.read(place.source, "--source")
+    bank = knn.normalize(found.columns["vector"])
+    rows = {name: row for row, name in enumerate(found.names)}
+    files = [query for query in place.queries if query not in rows]
+    encoded = {query: _read(query) for query in files}
+    of_files = _vectors_of_files(place, found, list(encoded.values())) if files else np.zeros([0, bank.shape[1]])
+    place.built()
+    if place.dry_run:
+        print(f"neighbors: would compare {len(place.queries)} image(s) with {len(bank)} of {place.source}")
+        return {}
+
+    answers: dict[str, list[dict]] = {}
+    for query in place.queries:
+        one = bank[rows[query]] if query in rows else of_files[files.index(query)]
+        similarity = bank @ one
+        if query in rows:
+            similarity[rows[query]] = -np.inf
+        nearest = np.argsort(-similarity, kind="stable")[: min(num_neighbors, len(bank) - (query in rows))]
+        answers[query] = [{"name": found.names[row], "similarity": round(float(similarity[row]), 6)} for row in nearest]
+        print(f"neighbors of {query}")
+        for answer in answers[query]:
+            print(f"  {answer['similarity']:7.4f}  {answer['name']}")
+    _draw(place, found, answers, encoded, output, cell_pixels)
+    return answers
+
+
+def _read(path: str) -> bytes:
+    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+        raise UserError(f"--query={path} is neither a file nor the name of an image in --source; give one of these")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: list[bytes]) -> np.ndarray:
+    details = found.details
+    with place.strategy.scope():
+        network, _, path = checkpoint.load_network(
+            place.workdir, precision=resolve_precision(details.get("precision", "float32"))
+        )
+    if embed.encoder_fingerprint(network) != details.get("network"):
+        raise UserError(
+            f"the vectors in --source={place.source} are not of the network {path} (but of {details.get('checkpoint')}); give "
+            "the --workdir that made them, or run --mode=embed again"
+        )
+    compute = tf.function(embed.vector(network, details["layer"]))
+    made = []
+    for query, content in zip([q for q in place.queries if q not in set(found.names)], encoded):
+        try:
+            images = preprocess(tf.constant([content]), details["image_size"])
+        except tf.errors.OpError:
+            raise UserError(f"--query={query} cannot be read as an image; give a JPEG, PNG, BMP or GIF file") from None
+        made.append(compute(images)["vector"][0].numpy())
+    return knn.normalize(np.stack(made))
+
+
+def _draw(
+    place: Place,
+    found: vectors.Vectors,
+    answers: dict[str, list[dict]],
+    encoded: dict[str, bytes],
+    output: str,
+    cell_pixels: int,
+) -> None:
+    details = found.details
+    try:
+        source = open_source(details.get("source", ""), details.get("split", "all"), place.data_dir)
+    except UserError as error:
+        print(f"  no contact sheet, since the images are not there any more: {error}")
+        return
+    place_of = {name: i for i, name in enumerate(source.example_ids)}
+    sheet = []
+    for query, rows in answers.items():
+        pixels = decode(tf.constant(encoded[query])).numpy() if query in encoded else _pixels(source, place_of, query)
+        cells = [contact_sheet.Cell(pixels, os.path.basename(query), (200, 30, 30))]
+        for row in rows:
+            caption = f"{row['similarity']:.2f} {os.path.basename(row['name'])}"
+            cells.append(contact_sheet.Cell(_pixels(source, place_of, row["name"]), caption))
+        sheet.append(cells)
+    columns = ["query", *(str(i + 1) for i in range(max(len(cells) for cells in sheet) - 1))]
+    picture = contact_sheet.draw(sheet, columns=columns, title="Nearest by cosine similarity", cell_pixels=cell_pixels)
+    with tf.io.gfile.GFile(output, "wb") as file:
+        file.write(contact_sheet.png(picture))
+    print(f"  contact sheet in {output}")
+
+
+def _pixels(source: Source, place_of: dict[str, int], name: str) -> np.ndarray:
+    """An image's pixels; grey where it is gone."""
+    if name in place_of:
+        try:
+            resident = source.resident()
+            if resident is not None:
+                return resident.images[place_of[name]]
+            return decode(source.read(tf.constant(place_of[name], tf.int64))[0]).numpy()
+        except tf.errors.OpError:
+            pass
+    return np.full([8, 8, 3], 200, np.uint8)
