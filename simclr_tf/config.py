@@ -354,6 +354,11 @@ def _check_value(binding: Binding) -> None:
         raise UserError(f"{source.where}: {binding.name} is {found}; it takes {wanted}")
 
 
+def bindings() -> list[Binding]:
+    """Returns all that `parse` has told gin."""
+    return list(_bindings.values())
+
+
 def _operative() -> list[Binding]:
     """What was used since `parse`, defaults of called configurables included."""
     parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
