@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -148,6 +149,9 @@ def reason(error: Exception) -> str:
     """Returns the first line of an error without TensorFlow's wrapping."""
     text = (getattr(error, "message", None) or str(error)).strip()
     line = text.splitlines()[0] if text else type(error).__name__
+    asserted = re.search(r"assertion failed: \[(.*?)\]", line)
+    if asserted:
+        return asserted.group(1)
     if line.startswith("{{"):
         line = line.split("}}", 1)[1].strip()
     return line.split(" [Op:")[0].rstrip(" .")

@@ -24,11 +24,18 @@ _SIGNATURES = (
 )
 
 
+def _require(encoded: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:
+    """Returns `encoded` once the condition is known to hold; what uses the result runs no earlier."""
+    # One operation; tf.debugging's assertions are a dozen each.
+    check = tf.raw_ops.Assert(condition=condition, data=[message])
+    with tf.control_dependencies([] if tf.executing_eagerly() else [check]):
+        return tf.identity(encoded)
+
+
 def _bytes(encoded: tf.Tensor, start: tf.Tensor | int, count: tf.Tensor | int) -> tf.Tensor:
     """[count] int64, each in [0, 255]; fails beyond the end."""
-    tf.debugging.assert_less_equal(
-        tf.cast(start, tf.int32) + tf.cast(count, tf.int32), tf.strings.length(encoded), "the image's file ends early"
-    )
+    start, count = tf.cast(start, tf.int32), tf.cast(count, tf.int32)
+    encoded = _require(encoded, start + count <= tf.strings.length(encoded), "the image's file ends early")
     return tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, count), tf.uint8), tf.int64)
 
 
@@ -49,28 +56,24 @@ def _format(encoded: tf.Tensor) -> tf.Tensor:
     return found
 
 
-def _check_size(height: tf.Tensor, width: tf.Tensor) -> None:
+def _require_size(encoded: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """Returns `encoded` once its size is known to be sensible."""
     height, width = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
-    tf.debugging.assert_positive(tf.minimum(height, width), "the image's header gives a size of 0")
-    # A side's limit first: the product of two 32-bit numbers could overflow.
-    tf.debugging.assert_less_equal(
-        tf.maximum(height, width), tf.constant(MAX_PIXELS, tf.int64), f"the image has over {MAX_PIXELS} pixels"
-    )
-    tf.debugging.assert_less_equal(
-        height * width, tf.constant(MAX_PIXELS, tf.int64), f"the image has over {MAX_PIXELS} pixels"
-    )
+    encoded = _require(encoded, tf.minimum(height, width) > 0, "the image's header gives a size of 0")
+    # Sides have 32 bits at most, their product 64, of which one is the sign.
+    few = (height <= MAX_PIXELS) & (width <= MAX_PIXELS) & (height * width <= MAX_PIXELS)
+    return _require(encoded, few, f"the image has over {MAX_PIXELS} pixels")
 
 
 def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
     shape = tf.image.extract_jpeg_shape(encoded, tf.int64)
-    _check_size(shape[0], shape[1])
-    return tf.io.decode_jpeg(encoded, channels=3)
+    return tf.io.decode_jpeg(_require_size(encoded, shape[0], shape[1]), channels=3)
 
 
 def _png(encoded: tf.Tensor) -> tf.Tensor:
     header = _bytes(encoded, 0, 24)
-    _check_size(_number(header[20:24], big_endian=True), _number(header[16:20], big_endian=True))
-    return tf.io.decode_png(encoded, channels=3)
+    height, width = _number(header[20:24], big_endian=True), _number(header[16:20], big_endian=True)
+    return tf.io.decode_png(_require_size(encoded, height, width), channels=3)
 
 
 def png_header(height: int, width: int) -> bytes:
@@ -82,10 +85,10 @@ def _bmp(encoded: tf.Tensor) -> tf.Tensor:
     header = _bytes(encoded, 0, _HEADER)
     height = _number(header[22:26])
     height = tf.where(height >= 2**31, 2**32 - height, height)  # Negative: rows from the top.
-    _check_size(height, _number(header[18:22]))
+    encoded = _require_size(encoded, height, _number(header[18:22]))
     bits, compression = _number(header[28:30]), _number(header[30:34])
     plain = tf.equal(compression, 0) | (tf.equal(compression, 3) & tf.equal(bits, 32))
-    tf.debugging.assert_equal(plain, True, "compressed BMP files cannot be read")
+    encoded = _require(encoded, plain, "compressed BMP files cannot be read")
     image = tf.io.decode_bmp(encoded, channels=0)
 
     def colors() -> tf.Tensor:
@@ -112,7 +115,7 @@ def _gif(encoded: tf.Tensor) -> tf.Tensor:
         return tf.while_loop(lambda _, more: more, step, (at, tf.constant(True)))[0]
 
     screen = _bytes(encoded, 0, 13)
-    _check_size(_number(screen[8:10]), _number(screen[6:8]))
+    encoded = _require_size(encoded, _number(screen[8:10]), _number(screen[6:8]))
     extension, descriptor = 0x21, 0x2C
     at = tf.while_loop(
         lambda at: tf.equal(_bytes(encoded, at, 1)[0], extension),
@@ -120,8 +123,8 @@ def _gif(encoded: tf.Tensor) -> tf.Tensor:
         (13 + table(screen[10]),),
     )[0]
     frame = _bytes(encoded, at, 10)
-    tf.debugging.assert_equal(frame[0], tf.constant(descriptor, tf.int64), "the GIF file has no image")
-    _check_size(_number(frame[7:9]), _number(frame[5:7]))
+    encoded = _require(encoded, tf.equal(frame[0], descriptor), "the GIF file has no image")
+    encoded = _require_size(encoded, _number(frame[7:9]), _number(frame[5:7]))
     end = after_sub_blocks(at + 10 + table(frame[9]) + 1)
     return tf.io.decode_gif(tf.strings.join([tf.strings.substr(encoded, 0, end), b"\x3b"]))[0]
 
@@ -137,16 +140,14 @@ def _webp(encoded: tf.Tensor) -> tf.Tensor:
     lossy = (_number(header[26:28]) % 2**14, _number(header[28:30]) % 2**14)
     kind = header[15]
     sizes = tf.where(tf.equal(kind, ord("X")), extended, tf.where(tf.equal(kind, ord("L")), lossless, lossy))
-    _check_size(sizes[1], sizes[0])
+    encoded = _require_size(encoded, sizes[1], sizes[0])
     animated = tf.equal(kind, ord("X")) & tf.equal(header[20] // 2 % 2, 1)
-    tf.debugging.assert_equal(animated, False, "animated WebP files cannot be read")
+    encoded = _require(encoded, ~animated, "animated WebP files cannot be read")
     return tf.io.decode_webp(encoded, channels=3)[0]
 
 
 def _refuse(encoded: tf.Tensor, message: str) -> tf.Tensor:
-    # A condition that is only known once there is an image; a plain False would fail while the graph is made.
-    tf.debugging.assert_negative(tf.strings.length(encoded), message)
-    return tf.zeros([1, 1, 3], tf.uint8)
+    return tf.io.decode_png(_require(encoded, tf.constant(False), message), channels=3)
 
 
 def _unknown(encoded: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ replayed: position 10^9 costs what position 0 costs.
 
 from __future__ import annotations
 
-from simclr_tf.randomness import example_seed, fold_in, stream, uniform
+from simclr_tf.randomness import fold_in, stream, stream_seed
 from simclr_tf.stack import tf
 
 _ROUNDS = 6
@@ -52,7 +52,7 @@ def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, co
     position = tf.convert_to_tensor(position, tf.int64)
     epoch, place = position // count, tf.cast(position % count, tf.uint32)
     bits = max(_MIN_BITS, (count - 1).bit_length())
-    seeds = example_seed(seed, stream(f"order {stream_name}"), 0, epoch)
+    seeds = fold_in(stream_seed(seed, stream(f"order {stream_name}")), epoch)
     draws = fold_in(tf.expand_dims(seeds, -2), tf.range(_ROUNDS, dtype=tf.int64))
     keys = tf.unstack(tf.bitcast(draws[..., 0], tf.uint32), axis=-1)
     limit = tf.constant(count, tf.int64)
@@ -67,19 +67,17 @@ def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, co
     return tf.cast(tf.while_loop(lambda x: tf.reduce_any(outside(x)), walk, (first,))[0], tf.int64)
 
 
-def replacement(seed: tf.Tensor | int, step: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor, count: int) -> tf.Tensor:
+def replacement(seeds: tf.Tensor, attempt: tf.Tensor, count: int) -> tf.Tensor:
     """Returns which example to take in place of an unreadable one.
 
     Args:
-      seed: the run's.
-      step: [...] int64.
-      index: [...] int64, what the order asked for.
+      seeds: [..., 2] int32, of this step and example.
       attempt: scalar int, counted from 1: replacements may be unreadable, too.
       count: number of examples.
 
     Returns:
       [...] int64 in [0, count).
     """
-    draw = uniform(fold_in(example_seed(seed, stream("replacement"), step, index), attempt), 1)[..., 0]
-    chosen = tf.cast(tf.floor(tf.cast(draw, tf.float64) * count), tf.int64)
-    return tf.minimum(chosen, count - 1)
+    bits = tf.bitcast(fold_in(fold_in(seeds, stream("replacement")), attempt), tf.uint32)
+    # The high half of a product of 64 bits is uniform below `count`.
+    return tf.cast(tf.bitwise.right_shift(tf.cast(bits[..., 0], tf.uint64) * count, tf.constant(32, tf.uint64)), tf.int64)

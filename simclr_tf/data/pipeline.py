@@ -6,6 +6,7 @@ time; of others each image is read, decoded and cropped by itself, many at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,9 +26,9 @@ _EXAMPLES_PER_PLAN = 2048
 
 
 class _Plan(NamedTuple):
-    """What is to be made: tensors [..., B]; `draws` [..., B, V, D]; `wanted` is False for padding."""
+    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` is False for padding."""
 
-    step: tf.Tensor
+    seeds: tf.Tensor
     index: tf.Tensor
     draws: tf.Tensor
     wanted: tf.Tensor
@@ -90,15 +91,11 @@ def train_dataset(
         positions = step[:, None] * global_batch_size + rows
         index = permutation(seed, stream_name, tf.reshape(positions, [-1]), source.num_examples)
         index = tf.reshape(index, tf.shape(positions))
-        step = tf.broadcast_to(step[:, None], tf.shape(positions))
-        draws = prepare.draws(example_seed(seed, stream_id, step, index))
-        return _Plan(step, index, draws, tf.ones_like(index, tf.bool))
-
-    def instead(step: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tf.Tensor:
-        return replacement(seed, step, index, attempt, source.num_examples)
+        seeds = example_seed(seed, stream_id, step[:, None], index)
+        return _Plan(seeds, index, prepare.draws(seeds), tf.ones_like(index, tf.bool))
 
     plans = _plans(plan, num_steps * replicas, per_replica_batch_size)
-    batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, instead)
+    batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=True)
     return _finished(batches.map(lambda batch: {name: batch[name] for name in batch if name != "weight"}))
 
 
@@ -137,11 +134,11 @@ def eval_dataset(
         rows = _rows(element % replicas + shard_index * replicas, per_replica_batch_size)
         positions = step[:, None] * batch_size + rows
         index = tf.minimum(positions, source.num_examples - 1)
-        draws = prepare.draws(example_seed(0, stream("evaluation crop"), 0, index))
-        return _Plan(tf.zeros_like(index), index, draws, positions < source.num_examples)
+        seeds = tf.zeros(tf.concat([tf.shape(index), [2]], axis=0), tf.int32)
+        return _Plan(seeds, index, prepare.draws(seeds), positions < source.num_examples)
 
     plans = _plans(plan, steps * replicas, per_replica_batch_size)
-    return _finished(_batches(source, prepare, plans, per_replica_batch_size, bad_images, None))
+    return _finished(_batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=False))
 
 
 def _local_replicas(batch_size: int, per_replica: int, num_shards: int) -> int:
@@ -181,7 +178,8 @@ def _batches(
     plans: tf.data.Dataset,
     per_replica: int,
     bad_images: BadImages | None,
-    instead: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None,
+    *,
+    replace: bool,
 ) -> tf.data.Dataset:
     """Turns plans into batches with `weight`."""
     resident = source.resident()
@@ -192,16 +190,14 @@ def _batches(
                     raise ValueError(f"{source.example_ids[index]} is unreadable, and nothing counts such images")
                 bad_images.add(index)
             bad_images.check()
+        replace = replace and not resident.readable.all()
         with tf.device("CPU:0"):
             pixels = _Pixels(*(tf.constant(part) for part in resident))
         if prepare.takes_batches(*resident.images.shape[1:3]):
-            return _map(plans, lambda plan: _resident_batch(pixels, prepare, plan, instead))
-
-    def one(plan: _Plan) -> Batch:
-        if resident is not None:
-            return _resident_example(pixels, prepare, plan, instead)
-        return _read_example(source, prepare, plan, bad_images, instead)
-
+            return _map(plans, lambda plan: _resident(pixels, prepare.of_batch, plan, replace=replace))
+        one = functools.partial(_resident, pixels, prepare.of_image, replace=replace)
+    else:
+        one = _reader(source, prepare, bad_images, replace=replace)
     return _map(plans.unbatch(), one).batch(per_replica, drop_remainder=True)
 
 
@@ -210,48 +206,33 @@ def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
     return dataset.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _readable_index(pixels: _Pixels, plan: _Plan, instead) -> tf.Tensor:
-    """Replaces what is unreadable in `plan.index`, where it is to be replaced."""
-    if instead is None:
-        return plan.index
+def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], plan: _Plan, *, replace: bool) -> Batch:
+    """Crops what is in memory: one example or a batch."""
+    index = plan.index
 
     def step(index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return (
-            tf.where(tf.gather(pixels.readable, index), index, instead(plan.step, plan.index, attempt)),
-            attempt + 1,
+        other = replacement(plan.seeds, attempt, len(pixels.readable))
+        return tf.where(tf.gather(pixels.readable, index), index, other), attempt + 1
+
+    if replace:
+        index, _ = tf.while_loop(
+            lambda index, _: tf.logical_not(tf.reduce_all(tf.gather(pixels.readable, index))),
+            step,
+            (index, tf.constant(1, tf.int64)),
         )
-
-    return tf.while_loop(
-        lambda index, _: tf.logical_not(tf.reduce_all(tf.gather(pixels.readable, index))),
-        step,
-        (plan.index, tf.constant(1, tf.int64)),
-    )[0]
-
-
-def _labelled(crops: Batch, pixels: _Pixels, index: tf.Tensor, wanted: tf.Tensor) -> Batch:
-    usable = wanted & tf.gather(pixels.readable, index)
+    usable = plan.wanted & tf.gather(pixels.readable, index)
     return {
-        **crops,
+        **crop(tf.gather(pixels.images, index), plan.draws),
         "label": tf.gather(pixels.labels, index),
         "index": index,
         "weight": tf.cast(usable, tf.float32),
     }
 
 
-def _resident_batch(pixels: _Pixels, prepare: Prepare, plan: _Plan, instead) -> Batch:
-    index = _readable_index(pixels, plan, instead)
-    return _labelled(prepare.of_batch(tf.gather(pixels.images, index), plan.draws), pixels, index, plan.wanted)
-
-
-def _resident_example(pixels: _Pixels, prepare: Prepare, plan: _Plan, instead) -> Batch:
-    index = _readable_index(pixels, plan, instead)
-    return _labelled(prepare.of_image(pixels.images[index], plan.draws), pixels, index, plan.wanted)
-
-
-def _read_example(
-    source: Source, prepare: Prepare, plan: _Plan, bad_images: BadImages | None, instead
-) -> Batch:
-    """Reads, decodes and crops one example; an unreadable one is replaced or left black with weight 0."""
+def _reader(
+    source: Source, prepare: Prepare, bad_images: BadImages | None, *, replace: bool
+) -> Callable[[_Plan], Batch]:
+    """Returns what reads, decodes and crops one example; an unreadable one is replaced, or has weight 0."""
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if bad_images is not None:
@@ -259,35 +240,30 @@ def _read_example(
         encoded, label = source.read(index)
         return decode(encoded), label, tf.constant(True)
 
+    # Called in two places and traced once.
+    read = tf.function(read, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
-    image, label, sound = tf.cond(plan.wanted, lambda: read(plan.index), lambda: nothing)
-    index = plan.index
-    if bad_images is not None:
-        if instead is None:
+
+    def one(plan: _Plan) -> Batch:
+        image, label, sound = tf.cond(plan.wanted, lambda: read(plan.index), lambda: nothing)
+        index = plan.index
+        if bad_images is not None and replace:
+            image, label, sound, index, _ = tf.while_loop(
+                lambda image, label, sound, *_: tf.logical_not(sound),
+                lambda image, label, sound, index, attempt: again(plan.seeds, index, attempt),
+                (image, label, sound, index, tf.constant(1, tf.int64)),
+                shape_invariants=(tf.TensorShape([None, None, 3]), *[tf.TensorShape([])] * 4),
+            )
+        elif bad_images is not None:
             noted = tf.cond(plan.wanted & ~sound, lambda: bad_images.add_in_graph(index), lambda: True)
             with tf.control_dependencies([noted]):
                 image = tf.identity(image)
-        else:
-            image, label, index = _replaced(read, plan, (image, label, sound), bad_images, instead)
-    crops = prepare.of_image(image, plan.draws)
-    for crop in crops.values():
-        crop.set_shape([prepare.size, prepare.size, 3])
-    return {**crops, "label": label, "index": index, "weight": tf.cast(sound, tf.float32)}
+        crops = prepare.of_image(image, plan.draws)
+        return {**crops, "label": label, "index": index, "weight": tf.cast(sound, tf.float32)}
 
-
-def _replaced(read, plan: _Plan, first, bad_images: BadImages, instead) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Reads replacements until one can be read."""
-
-    def again(image, label, sound, index, attempt):
+    def again(seeds: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with tf.control_dependencies([bad_images.add_in_graph(index)]):
-            index = instead(plan.step, plan.index, attempt)
+            index = replacement(seeds, attempt, source.num_examples)
         return (*read(index), index, attempt + 1)
 
-    unknown = [tf.TensorShape([None, None, 3])] + [tf.TensorShape([])] * 4
-    image, label, _, index, _ = tf.while_loop(
-        lambda image, label, sound, index, attempt: tf.logical_not(sound),
-        again,
-        (*first, plan.index, tf.constant(1, tf.int64)),
-        shape_invariants=tuple(unknown),
-    )
-    return image, label, index
+    return one

@@ -67,7 +67,9 @@ class Prepare:
         shape = tf.shape(image)
         y, x, height, width = self.boxes(shape[0], shape[1], draws)
         return {
-            name: resize(image[y[v] : y[v] + height[v], x[v] : x[v] + width[v]], self.size)
+            name: tf.ensure_shape(
+                resize(image[y[v] : y[v] + height[v], x[v] : x[v] + width[v]], self.size), [self.size, self.size, 3]
+            )
             for v, name in enumerate(self.names)
         }
 

@@ -93,7 +93,8 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def _index(self) -> records_index.Index:
-        return records_index.index([(part.filename, part.skip, part.take) for part in self._instructions])
+        with tf.init_scope():  # The first to ask may be a function that is being traced.
+            return records_index.index([(part.filename, part.skip, part.take) for part in self._instructions])
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -167,8 +168,9 @@ class TfdsSource(Source):
             return example["image"], tf.constant(-1)
         label, classes = example["label"], len(self.class_names)
         in_range = (label >= -1) & (label < classes)
-        tf.debugging.assert_equal(in_range, True, f"its label is out of range: there are {classes} classes")
-        return example["image"], tf.cast(label, tf.int32)
+        check = tf.raw_ops.Assert(condition=in_range, data=[f"its label is out of range: there are {classes} classes"])
+        with tf.control_dependencies([] if tf.executing_eagerly() else [check]):
+            return example["image"], tf.cast(label, tf.int32)
 
 
 def _check_features(tfds: ModuleType, features: Any, name: str) -> tuple[tuple, bool, tuple[str, ...] | None]:
