@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from simclr_tf import checkpoint, cluster, collectives, evaluate, identity, records, summary
+from simclr_tf.board import Board, is_worth_a_look
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import StartAgain, UserError
@@ -106,6 +107,7 @@ class _Plan(NamedTuple):
     num_examples: int
     checkpoint_every_steps: int
     record_every_steps: int
+    board_images: int
     replicas: int
 
 
@@ -146,6 +148,7 @@ def train(
     keep_checkpoints: int = 3,
     record_every_steps: int = 1,
     eval_batch_size: int | None = None,
+    board_images: int = 200,
 ) -> dict:
     """Trains a stage, or goes on with it where it was left.
 
@@ -165,6 +168,8 @@ def train(
       keep_checkpoints: how many of the newest to keep.
       record_every_steps: of the metrics.
       eval_batch_size: for the measurement at the end; None takes the training batch, 512 at most.
+      board_images: how many images TensorBoard shows neighbours and the projector of, at the first, second, fourth,
+        eighth and so on checkpoint, and the last; 0 for no pictures.
 
     Returns:
       What `result.json` says.
@@ -188,9 +193,13 @@ def train(
         },
     )
     if (epochs is None) == (steps is None):
-        raise UserError(f"train.epochs is {epochs!r} and train.steps {steps!r}; give one of them, and None to the other")
+        raise UserError(
+            f"train.epochs is {epochs!r} and train.steps {steps!r}; give one of them, and None to the other"
+        )
     if epochs is not None and (not isinstance(epochs, (int, float)) or not epochs > 0):
         raise UserError(f"train.epochs is {epochs!r}; use a positive number")
+    if not isinstance(board_images, int) or isinstance(board_images, bool) or board_images < 0:
+        raise UserError(f"train.board_images is {board_images!r}; use a whole number, 0 for no pictures")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"train.seed is {seed!r}; use a whole number")
     strategy, replicas = place.strategy, place.strategy.num_replicas_in_sync
@@ -259,6 +268,7 @@ def train(
         num_examples=num_examples,
         checkpoint_every_steps=checkpoint_every_steps or max(1, min(1000, num_examples // global_batch_size)),
         record_every_steps=record_every_steps,
+        board_images=board_images,
         replicas=replicas,
     )
     role = cluster.role(strategy)
@@ -399,7 +409,9 @@ def _loop(
     first_step = int(loop.step.numpy())
     role = cluster.role(place.strategy)
     bad_images = {
-        name: BadImages(stage.max_bad_images, stream.source) for name, stream in inputs.items() if stream.source.may_fail
+        name: BadImages(stage.max_bad_images, stream.source)
+        for name, stream in inputs.items()
+        if stream.source.may_fail
     }
 
     def shard(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -422,7 +434,7 @@ def _loop(
         return tf.data.Dataset.zip(streams)
 
     iterator = iter(place.strategy.distribute_datasets_from_function(shard))
-    log = None
+    log = board = None
     if role.is_chief:
         log = records.Records(
             place.workdir,
@@ -431,6 +443,12 @@ def _loop(
             every_steps=plan.record_every_steps,
             constants=stage.constants(plan.global_batch_size),
         )
+        if plan.board_images:
+            board = Board(
+                place.workdir, stage.network, stage.describe(), num_images=plan.board_images, data_dir=place.data_dir
+            )
+            if first_step == 0:
+                board.show_augmentations(plan.seed)
     progress = Progress(
         stage.name,
         total_steps=plan.steps,
@@ -475,10 +493,14 @@ def _loop(
                     log.flush()
                     lock.check()
                 checkpoints.save(int(loop.step.numpy()))
+                now = int(loop.step.numpy())
+                if board is not None and not stopped and is_worth_a_look(now, plan.steps, plan.checkpoint_every_steps):
+                    board.look(now)
                 if stopped and int(loop.step.numpy()) < plan.steps:
                     _meet(place.strategy)
+                    done = int(loop.step.numpy())
                     raise StartAgain(
-                        f"stopped by SIGTERM; saved at step {int(loop.step.numpy())} of {plan.steps}: the same command goes on"
+                        f"stopped by SIGTERM; saved at step {done} of {plan.steps}: the same command goes on there"
                     )
         course = _Course(last, 0.0) if log is None else _Course(last or log.last(), log.total("seconds"))
     except tf.errors.OpError:
@@ -489,6 +511,8 @@ def _loop(
         progress.close()
         if log is not None:
             log.close()
+        if board is not None:
+            board.close()
     for bad in bad_images.values():
         if bad.count:
             place.say(f"  {bad.count} unreadable image(s) were skipped: {', '.join(sorted(bad.names)[:5])}")

@@ -130,7 +130,9 @@ def test_damaged_and_half_written_ones_go_with_the_next_save(tmp_path):
     assert files(tmp_path) == own_files(2, 4, 5)
 
 
-@pytest.mark.parametrize("text", [None, "", "model_checkpoint_path: \"step", 'model_checkpoint_path: "step-99"\n', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", [None, "", 'model_checkpoint_path: "step', 'model_checkpoint_path: "step-99"\n', "\x00\xff"]
+)
 def test_the_list_of_checkpoints_may_be_lost(tmp_path, text):
     saved(tmp_path, [2, 4])
     path = tmp_path / "checkpoints" / "checkpoint"

@@ -41,7 +41,9 @@ def test_each_step_once_after_a_restart(tmp_path):
     assert steps(tmp_path, records.THROUGHPUT) == [7]
 
 
-@pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3', "{", "\x00\x00\x00", "\udcff", '{"loss": 1.0}\n', "[3]\n"])
+@pytest.mark.parametrize(
+    "end", ['{"step": 3, "lo', '{"step": 3', "{", "\x00\x00\x00", "\udcff", '{"loss": 1.0}\n', "[3]\n"]
+)
 def test_a_line_that_was_cut_off_is_dropped(tmp_path, end):
     write(tmp_path, 0, 3)
     with open(tmp_path / records.METRICS, "ab") as file:
@@ -99,7 +101,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
 
 
 def test_half_written_files_are_swept_and_others_stay(tmp_path):
-    left = ["metrics.jsonl.123.tmp", "result.json.9.tmp", "config.gin.77.tmp", ".writable.12", "checkpoints/checkpoint.5.tmp"]
+    left = ["metrics.jsonl.123.tmp", "result.json.9.tmp", "config.gin.77.tmp", ".writable.12"]
+    left.append("checkpoints/checkpoint.5.tmp")
     mine = ["notes.tmp", "metrics.jsonl.old", "result.json", "my.123.tmp"]
     (tmp_path / "checkpoints").mkdir()
     for name in left + mine:

@@ -55,7 +55,9 @@ esac
 # Of the TPU VM: makes environments whose Python is this same file, and "trains".
 PYTHON3 = r"""#!/usr/bin/env bash
 case "$*" in
-  *"-m venv"*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; echo "$*" >> "$STAND/venv" ;;
+  *"-m venv"*)
+    for folder; do :; done
+    mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; echo "$*" >> "$STAND/venv" ;;
   *"-m pip"*) echo "$*" >> "$STAND/pip" ;;
   "-c import ensurepip"*) ;;
   *simclr_tf.stack*) cat "$STAND/tensorflow" ;;
@@ -110,7 +112,8 @@ class Stand:
 
     def run(self, script: str, *flags: str) -> subprocess.CompletedProcess:
         command = [str(self.folder / "checkout/tpu_scripts" / script), f"--config={self.folder}/config", *flags]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=60)
+        where = {"env": self.environment, "cwd": self.folder}
+        return subprocess.run(command, **where, text=True, capture_output=True, timeout=60)
 
     def on_vm(self, *arguments: str) -> str:
         command = ["bash", str(self.folder / "home/simclr_tf_project/tpu_scripts/remote_run.sh"), *arguments]
@@ -274,7 +277,7 @@ def test_print_shows_and_runs_nothing(stand, script):
 
 
 def test_print_is_what_is_run(stand):
-    printed = {line for line in stand.run("create.sh", "--print").stdout.splitlines()}
+    printed = set(stand.run("create.sh", "--print").stdout.splitlines())
     stand.run("create.sh")
     assert printed == {f"gcloud {call}" for call in stand.read("calls")}
 
@@ -302,7 +305,8 @@ def test_configurations_that_cannot_be_meant(stand, change, complaint):
 
 def test_hosts_of_a_type(stand):
     # Machines by type, as Google's tables have them.
-    for kind, hosts in {"v2-8": 1, "v3-32": 4, "v3-128": 16, "v4-8": 1, "v4-32": 4, "v5litepod-8": 1, "v5litepod-16": 4}.items():
+    tables = {"v2-8": 1, "v3-32": 4, "v3-128": 16, "v4-8": 1, "v4-32": 4, "v5litepod-8": 1, "v5litepod-16": 4}
+    for kind, hosts in tables.items():
         stand.configure(ACCELERATOR_TYPE=kind)
         assert f"remote_run.sh\\ start\\ {hosts}\\ " in stand.run("launch.sh", "--print").stdout, kind
 

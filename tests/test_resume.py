@@ -1,0 +1,306 @@
+"""A run that is interrupted, however, ends as one that was not: same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simclr_tf import checkpoint, evaluate, identity, records
+from simclr_tf.cluster import make_strategy
+from simclr_tf.data.augment import Augment
+from simclr_tf.data.dataset import Data
+from simclr_tf.errors import StartAgain, UserError
+from simclr_tf.lock import WorkdirLock
+from simclr_tf.memory import Memory
+from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.resnet import ResNet
+from simclr_tf.optim.optimizers import Lars, Sgd
+from simclr_tf.optim.schedules import WarmupCosine
+from simclr_tf.stack import tf
+from simclr_tf.stages.pretrain import Pretrain
+from simclr_tf.train import Place, train
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 9
+
+
+def data(train_split: str = "train[:48]") -> Data:
+    return Data(train_split=train_split, eval_split="test[:16]", image_size=16)
+
+
+def run(workdir, *, depth=18, width=0.0625, data=data(), optimizer=Lars, place=None, **changes) -> dict:
+    """A pretraining run with a memory, in this process."""
+
+    def make_stage(precision, data_dir):
+        return Pretrain(
+            data=data,
+            augment=Augment(blur_probability=0.0, color_strength=0.0, gray_probability=0.0),
+            make_encoder=lambda **kw: ResNet(depth, width, stem="cifar", **kw),
+            make_head=lambda **kw: ProjectionHead(num_layers=1, output_dim=8, **kw),
+            make_memory=lambda online: Memory(online, queue_size=40, decay=0.9),
+            precision=precision,
+            data_dir=data_dir,
+        )
+
+    settings = {"global_batch_size": 16, "steps": STEPS, "seed": 1, "precision": "float32", "checkpoint_every_steps": 3}
+    return train(
+        Place(str(workdir), make_strategy("one_device"), **(place or {})),
+        make_stage,
+        optimizer,
+        lambda: WarmupCosine(base_learning_rate=0.5, warmup_fraction=0.2),
+        **{**settings, **changes},
+    )
+
+
+def digest(workdir) -> str:
+    """Of every value in the newest checkpoint: weights, optimizer, queue, step.
+
+    Not of TensorFlow's plan of the objects, which has the layers' names: Keras counts them through a whole process.
+    """
+    path = checkpoint.newest(str(workdir))
+    reader = tf.compat.v1.train.NewCheckpointReader(path)
+    whole = hashlib.sha256(os.path.basename(path).encode())
+    for name in sorted(reader.get_variable_to_shape_map()):
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH":
+            whole.update(name.encode() + reader.get_tensor(name).tobytes())
+    return whole.hexdigest()
+
+
+def read(workdir, name: str) -> str:
+    with tf.io.gfile.GFile(os.path.join(str(workdir), name)) as file:
+        return file.read()
+
+
+def assert_same_end(workdir, expected) -> None:
+    assert read(workdir, records.METRICS) == read(expected, records.METRICS)
+    assert digest(workdir) == digest(expected)
+    ours, theirs = (json.loads(read(folder, records.RESULT)) for folder in (workdir, expected))
+    assert [ours[name] for name in ("last_step", "evaluation", "steps")] == [
+        theirs[name] for name in ("last_step", "evaluation", "steps")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def copy(whole, tmp_path, *, without_result: bool = True) -> Path:
+    target = tmp_path / "copy"
+    shutil.copytree(whole, target)
+    if without_result:
+        (target / records.RESULT).unlink()
+    return target
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_the_checkpoint_holds_all_there_is(whole):
+    names = tf.compat.v1.train.NewCheckpointReader(checkpoint.newest(str(whole))).get_variable_to_shape_map()
+    first = {name.split("/")[0] for name in names}
+    assert first >= {"encoder", "head", "classifier", "memory", "optimizer", "step"}
+    assert any("queue" in name for name in names)
+
+
+def test_killed_while_saving(whole, tmp_path, monkeypatch):
+    write = tf.train.Checkpoint.write
+
+    def half(self, path, *args, **kwargs):
+        if path.endswith("step-6"):
+            Path(f"{path}.data-00000-of-00001").write_text("half")
+            raise Killed
+        return write(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", half)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert len(read(tmp_path, records.METRICS).splitlines()) == 6
+    # Another number of steps in a call, and of saves, makes no difference.
+    run(tmp_path, steps_per_call=1, checkpoint_every_steps=4, keep_checkpoints=1)
+    assert_same_end(tmp_path, whole)
+
+
+def test_sigterm_saves_and_asks_to_be_started_again_on_a_remote_workdir(whole):
+    workdir = "ram://runs/remote"
+    terminate = {"stepped": lambda: os.kill(os.getpid(), signal.SIGTERM)}
+    with pytest.raises(StartAgain, match="saved at step 1 of 9") as stopped:
+        run(workdir, place=terminate)
+    assert stopped.value.exit_code == 75
+    assert checkpoint.newest(workdir).endswith("step-1")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run(workdir)
+    assert_same_end(workdir, whole)
+
+
+def test_a_cut_checkpoint_is_passed_over(whole, tmp_path, caplog):
+    workdir = copy(whole, tmp_path)
+    os.truncate(workdir / "checkpoints" / f"step-{STEPS}.data-00000-of-00001", 1000)
+    run(workdir)
+    assert f"step-{STEPS}" in caplog.text
+    assert_same_end(workdir, whole)
+
+
+def test_killed_before_the_result(whole, tmp_path, monkeypatch):
+    workdir = copy(whole, tmp_path)
+    # No step is taken again, so none may be decoded again.
+    monkeypatch.setattr("simclr_tf.loop.Loop.run", lambda *args, **kwargs: pytest.fail("a step was taken"))
+    run(workdir)
+    assert_same_end(workdir, whole)
+
+
+def test_sigterm_while_measuring(whole, tmp_path, monkeypatch):
+    workdir = copy(whole, tmp_path)
+    collect = evaluate.collect
+
+    def terminated(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate, "collect", terminated)
+    with pytest.raises(StartAgain):
+        run(workdir)
+    assert not (workdir / records.RESULT).exists()
+
+
+def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
+    workdir = copy(whole, tmp_path, without_result=False)
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()}
+    assert run(workdir) == json.loads(read(whole, records.RESULT))
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()}
+
+
+def settings(name: str, value: str) -> dict:
+    return {"settings": lambda: {name: value}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"global_batch_size": 24}, "global_batch_size is 16 there, 24 here"),
+        ({"steps": 12}, "steps is 9 there, 12 here"),
+        ({"seed": 2}, "seed is 1 there, 2 here"),
+        ({"precision": "bfloat16"}, "precision is 'float32' there, 'bfloat16' here"),
+        ({"depth": 34}, "encoder's depth is 18 there, 34 here"),
+        ({"width": 0.125}, "encoder's width is 0.0625 there, 0.125 here"),
+        ({"data": data("train[:64]")}, "num_examples is 48 there, 64 here"),
+        ({"place": settings("train.make_optimizer", "@Sgd"), "optimizer": Sgd}, "train.make_optimizer is '@Lars' there"),
+        ({"place": settings("Pretrain.temperature", "0.5")}, "Pretrain.temperature is '0.1' there, '0.5' here"),
+    ],
+)
+def test_another_run_is_refused_by_name(whole, tmp_path, changes, named):
+    workdir = copy(whole, tmp_path)
+    there = json.loads(read(workdir, identity.RUN))
+    there["settings"] = {"Pretrain.temperature": "0.1", "train.make_optimizer": "@Lars"}
+    (workdir / identity.RUN).write_text(json.dumps(there))
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "lock.json"}
+    with pytest.raises(UserError, match="holds another run") as refused:
+        run(workdir, **changes)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_everything_may_change_before_there_is_a_checkpoint(whole, tmp_path):
+    workdir = copy(whole, tmp_path)
+    shutil.rmtree(workdir / "checkpoints")
+    identity.check(str(workdir), {"stage": "other", "network": {}}, identity.identify({}, steps=1))
+
+
+def test_harmless_settings_are_not_part_of_a_run():
+    settings = {"train.keep_checkpoints": "3", "train.steps_per_call": "1", "Lars.momentum": "0.9"}
+    assert identity.identify(settings, steps=4) == {"steps": 4, "settings": {"Lars.momentum": "0.9"}}
+
+
+def test_a_workdir_in_use_is_refused(whole, tmp_path):
+    workdir = copy(whole, tmp_path)
+    with WorkdirLock(str(workdir)), pytest.raises(UserError, match="in use by process"):
+        run(workdir)
+
+
+# What follows starts the command line in processes of its own.
+
+LONG = 240
+COMMAND = [
+    sys.executable, "-m", "simclr_tf.cli", "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
+    "--gin_param=Pretrain.make_memory=@Memory", "--gin_param=Memory.queue_size=40", f"--gin_param=train.steps={LONG}",
+    "--gin_param=ProjectionHead.num_layers=1", "--gin_param=train.checkpoint_every_steps=2",
+    "--gin_param=train.steps_per_call=1",
+]  # fmt: skip
+
+
+def start(workdir, *flags: str) -> subprocess.Popen:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", *flags], cwd=ROOT, text=True, **output)
+
+
+def newest_step(workdir) -> int:
+    folder = os.path.join(workdir, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return max((int(name[5:-6]) for name in names if name.endswith(".index")), default=0)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_commands_share_no_workdir_and_sigterm_ends_with_75(tmp_path):
+    first = start(tmp_path)
+    try:
+        wait_for(lambda: newest_step(tmp_path) > 0, first)
+        before = (tmp_path / "config.gin").read_bytes()
+        second = start(tmp_path, "--gin_param=train.keep_checkpoints=9")
+        told = second.communicate(timeout=300)[0]
+        assert second.returncode == 1
+        assert f"is in use by process {first.pid} on " in told.splitlines()[-1]
+        assert (tmp_path / "config.gin").read_bytes() == before
+    finally:
+        first.terminate()
+    told = first.communicate(timeout=300)[0]
+    assert first.returncode == 75, told
+    assert "stopped by SIGTERM; saved at step" in told.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    """Killed at any moment, starting and saving included."""
+    expected, killed = tmp_path / "expected", tmp_path / "killed"
+    process = start(expected)
+    assert process.wait(600) == 0, process.stdout.read()
+    chance = random.Random(os.environ.get("KILLS_SEED", "6"))
+    moments = []
+    for number in range(20):
+        process = start(killed)
+        if number % 4 == 3:
+            time.sleep(chance.uniform(0, 6))
+        else:
+            before = newest_step(killed)
+            wait_for(lambda: newest_step(killed) > before, process)  # noqa: B023
+            time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        moments.append(newest_step(killed))
+    assert 0 < moments[-1]
+    process = start(killed)
+    told = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, told
+    assert_same_end(killed, expected)
