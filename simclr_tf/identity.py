@@ -18,6 +18,7 @@ from simclr_tf.stack import tf
 RUN = "run.json"
 # Settings that change no step.
 _HARMLESS = {
+    "train.board_images",
     "train.checkpoint_every_steps",
     "train.eval_batch_size",
     "train.jit_compile",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import sys
 import time
@@ -94,6 +95,10 @@ class Place(NamedTuple):
         """Prints, in the one process of the run that does."""
         if cluster.role(self.strategy).is_chief:
             print(text, flush=True)
+
+
+# What file systems answer when files vanish under a run.
+_LOST = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.UnavailableError)
 
 
 class _Plan(NamedTuple):
@@ -487,7 +492,8 @@ def _loop(
                     )
                     # Several processes stop only together: a step, and a checkpoint, takes all of them.
                     stopped = chunk.asked_to_stop or (role.count == 1 and watch.asked)
-                    if stopped:
+                    # A loss that is not finite is for the loop to refuse, and nothing to save.
+                    if stopped and math.isfinite(last["loss"]):
                         break
                 if log is not None:
                     log.flush()
@@ -503,9 +509,15 @@ def _loop(
                         f"stopped by SIGTERM; saved at step {done} of {plan.steps}: the same command goes on there"
                     )
         course = _Course(last, 0.0) if log is None else _Course(last or log.last(), log.total("seconds"))
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         for bad in bad_images.values():
             bad.check()
+        if role.count == 1 and isinstance(error, _LOST):
+            names = ", ".join(stream.source.name for stream in inputs.values())
+            raise UserError(
+                f"{names} cannot be read any more ({str(error).strip().splitlines()[0]}); restore the access, and give the "
+                "same command again: it goes on from the last checkpoint"
+            ) from None
         raise
     finally:
         progress.close()
