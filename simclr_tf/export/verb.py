@@ -13,7 +13,7 @@ from simclr_tf import checkpoint, records
 from simclr_tf.data.crop import EVALUATION_PROPORTION, LARGEST_UNCROPPED_SIZE
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
-from simclr_tf.export import check, formats, versions
+from simclr_tf.export import check, formats, pytorch, versions
 from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset, layers, make_module, preprocess, write
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
@@ -21,6 +21,7 @@ from simclr_tf.train import Place
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4
+_FILES = {**{name: file for name, (file, _) in formats.WRITERS.items()}, "torch": pytorch.FILE}
 
 
 def run_export(
@@ -39,7 +40,7 @@ def run_export(
     Args:
       place: its `workdir` is the run; its `output` the folder to write to, None for `export` in the workdir.
       layer: which output is the feature vector: "final_avg_pool", "head_layer_1" .., or a map such as "block_group4".
-      formats: what to write beside the SavedModels: "tflite", "onnx".
+      formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's ResNet).
       image_size: of `serving_bytes`, TFLite and ONNX, in pixels; None takes the run's.
       keep: how many versions of each to keep; older ones that this verb wrote are deleted.
       weights: "trained", or "momentum" for the momentum network of a run with a memory (features only).
@@ -55,6 +56,8 @@ def run_export(
     network, description, path = checkpoint.load_network(place.workdir)
     if weights == "momentum":
         _take_momentum(network, path, place.workdir)
+    if "torch" in wanted:
+        pytorch.state_dict(network, classifier=network.classifier is not None)
     if layer not in layers(network):
         raise UserError(f"export.layer is {layer!r}; choose one of {', '.join(layers(network))}")
     size = image_size or network.image_size
@@ -84,8 +87,8 @@ def run_export(
 
 def _check_settings(wanted: list[str], image_size: int | None, keep: int, weights: str) -> None:
     for name in wanted:
-        if name not in formats.WRITERS:
-            raise UserError(f"export.formats has {name!r}; choose of {', '.join(formats.WRITERS)}")
+        if name not in _FILES:
+            raise UserError(f"export.formats has {name!r}; choose of {', '.join(_FILES)}")
     if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
         raise UserError(f"export.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -143,7 +146,7 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
     if found is None or not tf.io.gfile.exists(os.path.join(final, versions.MARKER)):
         raise UserError(f"{final} exists and was not written by this verb; give another --output, or move it away")
     same = ("kind", "step", "layer", "network", "image_size", "weights", "class_names")
-    missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, formats.WRITERS[name][0]))]
+    missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, _FILES[name]))]
     unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
     unlike += [f"no {name}" for name in missing]
     if unlike:
@@ -196,14 +199,24 @@ def _export_one(network: Network, kind: str, layer: str, details: dict, wanted: 
             expected.update({f"{signature}/{name}": value for name, value in named.items()})
         errors = {"SavedModel": max(check.compare(folder, images, encoded, expected).values())}
         for name in wanted:
-            file, writer = formats.WRITERS[name]
-            path = os.path.join(folder, file)
-            errors[name] = writer(module, _outputs(kind), details["image_size"], path, images, named)
+            path = os.path.join(folder, _FILES[name])
+            if name == "torch":
+                errors[name] = _write_torch(network, kind, path, encoded)
+                continue
+            errors[name] = formats.WRITERS[name][1](module, _outputs(kind), details["image_size"], path, images, named)
         final = versions.publish(folder, parent, step)
     finally:
         versions.discard(folder)
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(f"export: {final} ({'classes' if kind == CLASSIFIER else details['layer']}); differs on {len(images)} images by {told}")
+
+
+def _write_torch(network: Network, kind: str, path: str, encoded: list[bytes]) -> float:
+    """Compared at the network's own size, rounded up to where its pooling and PyTorch's can agree."""
+    size = -(-max(network.image_size, 32) // 4) * 4
+    images = preprocess(tf.constant(encoded), size).numpy()
+    expected = next(iter(_expected(network, kind, "final_avg_pool", images).values()))
+    return pytorch.write(network, path, images, expected, classifier=kind == CLASSIFIER)
 
 
 def details_of(folder: str) -> dict:
