@@ -2,155 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
-from PIL import Image
-
-from simclr_tf import contact_sheet, randomness, records
-from simclr_tf.contact_sheet import Cell
-from simclr_tf.data.augment import Augment, random_flip, unit_images
-from simclr_tf.data.bad_images import BadImages
-from simclr_tf.data.base import Source
+from simclr_tf import contact_sheet, records, views
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
-from simclr_tf.data.decode import decode
-from simclr_tf.data.pipeline import train_dataset
-from simclr_tf.data.prepare import one_crop, two_crops
 from simclr_tf.errors import UserError
-from simclr_tf.stack import tf
 from simclr_tf.stages.base import Stage
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.train import Place
 
 FILE = "preview.png"
-_NAMES = {
-    "jitter_probability": "color",
-    "gray_probability": "gray",
-    "blur_probability": "blur",
-    "cutout_probability": "cutout",
-    "rotation_probability": "rotation",
-}
-
-
-class Views(NamedTuple):
-    """Training images and what becomes of them.
-
-    Attributes:
-      names: [N], of the files or examples.
-      labels: [N] int, -1 where unknown.
-      indices: [N] int, in the source.
-      columns: name -> N images, [H, W, 3] uint8 or float32 in [0, 1]; the originals of any size.
-    """
-
-    names: list[str]
-    labels: np.ndarray
-    indices: np.ndarray
-    columns: dict[str, Sequence[np.ndarray]]
-
-
-def original(source: Source, index: int) -> np.ndarray:
-    """Returns a whole decoded image, [H, W, 3] uint8; it has to be readable."""
-    resident = source.resident()
-    if resident is not None:
-        return resident.images[index]
-    return decode(source.read(tf.constant(index, tf.int64))[0]).numpy()
-
-
-def alone(augment: Augment) -> dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
-    """Returns each augmentation that is on, by its name in the sheet: alone, certain, in the strength that is set."""
-    settings = augment.describe()
-    parts: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {}
-    if augment.flip:
-        parts["flip, 50%"] = functools.partial(random_flip, probability=1.0)
-    for parameter, name in _NAMES.items():
-        probability = settings[parameter]
-        if probability and (parameter != "jitter_probability" or augment.color_strength > 0):
-            only = Augment(**{**settings, "flip": False, **dict.fromkeys(_NAMES, 0.0), parameter: 1.0})
-            parts[f"{name}, {100 * probability:.3g}%"] = only
-    return parts
-
-
-def views(
-    data: Data,
-    augment: Augment,
-    *,
-    two_views: bool = True,
-    num_images: int = 8,
-    seed: int = 0,
-    data_dir: str | None = None,
-) -> Views:
-    """Makes what the run with this seed makes of the first images of its first step, to the bit.
-
-    Args:
-      data: its training split is used.
-      augment: what training does to an image.
-      two_views: as in pretraining; otherwise one, as with labels.
-      num_images: how many; no more than there are.
-      seed: the run's.
-      data_dir: where data sets lie.
-
-    Returns:
-      The columns: originals, the views, the crop alone, and each augmentation alone on the whole image.
-
-    Raises:
-      UserError: for data that cannot be had.
-    """
-    source = data.open(data.train_split, data_dir) if two_views else data.open_labelled(data_dir)
-    num_images = min(num_images, source.num_examples)
-    make = two_crops if two_views else one_crop
-    bad_images = BadImages(data.max_bad_images, source) if source.may_fail else None
-    batches = train_dataset(
-        source,
-        make(data.image_size, augment.crop_box),
-        global_batch_size=num_images,
-        per_replica_batch_size=num_images,
-        seed=seed,
-        num_steps=1,
-        bad_images=bad_images,
-    )
-    try:
-        batch = next(iter(batches))
-    except tf.errors.OpError:
-        if bad_images is not None:
-            bad_images.check()
-        raise
-    index = batch["index"]
-    crops = {name: batch[name] for name in (("view_1", "view_2") if two_views else ("image",))}
-    stream = randomness.stream(f"device/{'images' if two_views else 'labelled'}")
-    seeds = randomness.example_seed(seed, stream, 0, index)
-    folded = {name: randomness.fold_in(seeds, randomness.stream(name)) if two_views else seeds for name in crops}
-    columns: dict[str, Sequence[np.ndarray]] = {"original": [original(source, i) for i in index.numpy()]}
-    columns.update((name.replace("_", " "), augment(crops[name], folded[name]).numpy()) for name in crops)
-    first = next(iter(crops))
-    columns["crop alone"] = unit_images(crops[first]).numpy()
-    whole = tf.stack([_square(image, data.image_size) for image in columns["original"]])
-    for name, part in alone(augment).items():
-        columns[name] = part(whole, folded[first]).numpy()
-    names = [str(source.example_ids[i]) for i in index.numpy()]
-    return Views(names, batch["label"].numpy(), index.numpy(), columns)
-
-
-def _square(image: np.ndarray, size: int) -> tf.Tensor:
-    """The largest central square, brought to a size: [size, size, 3] float32 in [0, 1]."""
-    side = min(image.shape[:2])
-    y, x = ((length - side) // 2 for length in image.shape[:2])
-    square = unit_images(tf.convert_to_tensor(image[y : y + side, x : x + side]))
-    return tf.clip_by_value(tf.image.resize(square, [size, size], method="bicubic", antialias=True), 0.0, 1.0)
-
-
-def sheet(found: Views, class_names: Sequence[str] | None, *, title: str, cell_pixels: int = 96) -> Image.Image:
-    """Draws views as a contact sheet, one image a row, with its label and name."""
-    rows = []
-    for i in range(len(found.names)):
-        rows.append([Cell(images[i]) for images in found.columns.values()])
-    names = []
-    for name, label in zip(found.names, found.labels):
-        of_class = f"{class_names[label]}: " if class_names and label >= 0 else ""
-        names.append(of_class + os.path.basename(name))
-    return contact_sheet.draw(rows, columns=list(found.columns), names=names, title=title, cell_pixels=cell_pixels)
 
 
 def run_preview(
@@ -189,7 +52,7 @@ def run_preview(
     if place.dry_run:
         print(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
         return {}
-    found = views(
+    found = views.views(
         data,
         augment,
         two_views=issubclass(make_stage, Pretrain),
@@ -197,7 +60,8 @@ def run_preview(
         seed=seed,
         data_dir=place.data_dir,
     )
-    picture = sheet(found, source.class_names, title=f"{source.name}: step 0 of seed {seed}", cell_pixels=cell_pixels)
+    title = f"{source.name}: step 0 of seed {seed}"
+    picture = views.sheet(found, source.class_names, title=title, cell_pixels=cell_pixels)
     path = os.path.join(place.workdir, FILE)
     records.write_bytes(path, contact_sheet.png(picture))
     print(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")

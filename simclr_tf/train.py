@@ -515,8 +515,8 @@ def _loop(
         if role.count == 1 and isinstance(error, _LOST):
             names = ", ".join(stream.source.name for stream in inputs.values())
             raise UserError(
-                f"{names} cannot be read any more ({str(error).strip().splitlines()[0]}); restore the access, and give the "
-                "same command again: it goes on from the last checkpoint"
+                f"{names} cannot be read any more ({str(error).strip().splitlines()[0]}); restore the access, and give "
+                "the same command again: it goes on from the last checkpoint"
             ) from None
         raise
     finally:

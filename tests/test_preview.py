@@ -7,91 +7,77 @@ import pytest
 from command import simclr
 from PIL import Image
 
-from simclr_tf import contact_sheet, preview
-from simclr_tf.cluster import make_strategy
+from simclr_tf import contact_sheet, views
 from simclr_tf.contact_sheet import Cell
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
-from simclr_tf.data.pipeline import train_dataset
-from simclr_tf.loop import Loop
-from simclr_tf.models.heads import ProjectionHead
-from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
-from simclr_tf.optim.optimizers import Sgd
 from simclr_tf.stack import tf
-from simclr_tf.stages.pretrain import Pretrain
-from simclr_tf.stages.supervised import Supervised
 
 DATA = {"train_split": "train[:40]", "image_size": 16}
 
 
-class Recorder:
-    """Stands for an Augment and keeps what it made."""
-
-    def __init__(self, augment):
-        self._augment, self.made = augment, []
-
-    def __call__(self, images, seeds):
-        self.made.append(self._augment(images, seeds))
-        return self.made[-1]
-
-    def __getattr__(self, name):
-        return getattr(self._augment, name)
-
-
-def trained_on(make_stage, seed: int, batch_size: int) -> list[np.ndarray]:
+def trained_on(monkeypatch, tmp_path, mode: str, *params: str) -> list[np.ndarray]:
     """What the first step of a real run hands to its network."""
-    strategy = make_strategy("one_device")
-    with strategy.scope():
-        stage = make_stage()
-        stage._augment = recorder = Recorder(stage._augment)
-        optimizer = Sgd()
-        optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
-        loop = Loop(stage, optimizer, lambda step: tf.constant(0.1), strategy, seed=seed)
-    size = {"global_batch_size": batch_size, "per_replica_batch_size": batch_size}
-    streams = {
-        name: train_dataset(stream.source, stream.prepare, **size, seed=seed, num_steps=1)
-        for name, stream in stage.train_inputs().items()
-    }
-    batches = [next(iter(tf.data.Dataset.zip(streams)))]
+    made = []
+    call = Augment.__call__
+
+    def recorded(self, images, seeds):
+        made.append(call(self, images, seeds))
+        return made[-1]
+
+    monkeypatch.setattr(Augment, "__call__", recorded)
     tf.config.run_functions_eagerly(True)
     try:
-        list(loop.run(iter(batches), 1))
+        outcome = simclr(
+            f"--mode={mode}", f"--workdir={tmp_path}/run", "--gin_file=embedded_small", "--gin_file=smoke",
+            "--gin_param=train.steps=1", *(f"--gin_param={param}" for param in params),
+        )  # fmt: skip
     finally:
         tf.config.run_functions_eagerly(False)
-    return [made.numpy() for made in recorder.made]
+    monkeypatch.undo()
+    assert outcome.code == 0, outcome.err
+    return [images.numpy() for images in made]
 
 
-def encoder(**kwargs):
-    return ResNet(depth=18, width=0.0625, stem="cifar", **kwargs)
+def previewed(monkeypatch, tmp_path, mode: str, *params: str) -> views.Views:
+    """What the preview of the same recipe draws."""
+    drawn = []
+    sheet = views.sheet
+
+    def watched(found, *args, **kwargs):
+        drawn.append(found)
+        return sheet(found, *args, **kwargs)
+
+    monkeypatch.setattr(views, "sheet", watched)
+    outcome = simclr(
+        "--mode=preview", f"--stage={mode}", f"--workdir={tmp_path}/preview", "--gin_file=embedded_small",
+        "--gin_file=smoke", "--gin_param=preview.num_images=3", *(f"--gin_param={param}" for param in params),
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    return drawn[0]
 
 
-def test_two_views_are_what_pretraining_sees():
-    augment = Augment()
-
-    def make_stage():
-        return Pretrain(
-            Data(**DATA), augment, encoder, lambda **kwargs: ProjectionHead(num_layers=1, output_dim=8, **kwargs)
-        )
-
-    view_1, view_2 = trained_on(make_stage, seed=5, batch_size=8)
-    found = preview.views(Data(**DATA), augment, num_images=3, seed=5)
+def test_two_views_are_what_pretraining_sees(monkeypatch, tmp_path):
+    params = ("train.seed=5", "Augment.blur_probability=0.5", "Augment.area_min=0.2")
+    view_1, view_2 = trained_on(monkeypatch, tmp_path, "pretrain", *params)
+    found = previewed(monkeypatch, tmp_path, "pretrain", *params)
     np.testing.assert_array_equal(found.columns["view 1"], view_1[:3])
     np.testing.assert_array_equal(found.columns["view 2"], view_2[:3])
-    assert not np.array_equal(preview.views(Data(**DATA), augment, num_images=3, seed=6).columns["view 1"], view_1[:3])
+    another = views.views(Data(train_split="train[:64]", image_size=16), Augment(), num_images=3, seed=6)
+    assert not np.array_equal(another.columns["view 1"], view_1[:3])
 
 
-def test_one_view_is_what_supervised_training_sees():
-    augment = Augment(color_strength=0.5)
-    (images,) = trained_on(lambda: Supervised("finetune", Data(**DATA), augment, encoder), seed=1, batch_size=8)
-    found = preview.views(Data(**DATA), augment, two_views=False, num_images=4, seed=1)
-    np.testing.assert_array_equal(found.columns["image"], images[:4])
+def test_one_view_is_what_supervised_training_sees(monkeypatch, tmp_path):
+    params = ("Data.label_fraction=None", "Data.labels_per_class=3")
+    (images,) = trained_on(monkeypatch, tmp_path, "supervised", *params)
+    found = previewed(monkeypatch, tmp_path, "supervised", *params)
+    np.testing.assert_array_equal(found.columns["image"], images[:3])
     assert "view 2" not in found.columns
 
 
 def test_originals_and_each_augmentation_alone():
     data = Data(**DATA)
-    found = preview.views(data, Augment(blur_probability=0.0, gray_probability=0.25), num_images=4)
+    found = views.views(data, Augment(blur_probability=0.0, gray_probability=0.25), num_images=4)
     source = data.open(data.train_split)
     for index, image, label, name in zip(found.indices, found.columns["original"], found.labels, found.names):
         np.testing.assert_array_equal(image, source.resident().images[index])
@@ -100,12 +86,12 @@ def test_originals_and_each_augmentation_alone():
     gray = found.columns["gray, 25%"]
     np.testing.assert_allclose(gray[..., 0], gray[..., 2], atol=1e-6)  # Certain, whatever its probability.
     flipped = found.columns["flip, 50%"]
-    whole = np.stack([preview._square(image, 16) for image in found.columns["original"]])
+    whole = np.stack([views._square(image, 16) for image in found.columns["original"]])
     np.testing.assert_allclose(flipped, whole[:, :, ::-1], atol=1e-6)
 
 
 def test_no_more_images_than_there_are():
-    found = preview.views(Data(train_split="train[:3]"), Augment(), num_images=8)
+    found = views.views(Data(train_split="train[:3]"), Augment(), num_images=8)
     assert sorted(found.indices) == [0, 1, 2]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from simclr_tf import __version__, checkpoint, contact_sheet, preview, records
+from simclr_tf import __version__, checkpoint, contact_sheet, embedding, records, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.models.network import Network, resolve_precision
-from simclr_tf.report import embedding, gather, sections
+from simclr_tf.report import gather, sections
 from simclr_tf.report.gather import Run
 from simclr_tf.report.page import document, figure, picture, text
 from simclr_tf.train import Place
@@ -167,8 +167,8 @@ def _sheet(run: Run, data: Data, data_dir: str | None, count: int) -> str:
     augment = Augment(**described)
     pretraining = run.description.get("stage") == "pretrain"
     seed = run.setting("train.seed", 0)
-    found = preview.views(data, augment, two_views=pretraining, num_images=count, seed=seed, data_dir=data_dir)
+    found = views.views(data, augment, two_views=pretraining, num_images=count, seed=seed, data_dir=data_dir)
     class_names = data.open(data.train_split, data_dir).class_names
-    sheet = preview.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
+    sheet = views.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
     image = picture(contact_sheet.png(sheet), "training images, their views, and each augmentation alone")
     return figure("What training sees", f'<div class="wide">{image}</div>', whole_row=True)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf import contact_sheet, metrics, summary
+from simclr_tf.embedding import Seen, choose_queries, nearest
 from simclr_tf.models.network import Network
 from simclr_tf.progress import duration
 from simclr_tf.report import charts, settings
 from simclr_tf.report.charts import Level, Series
-from simclr_tf.report.embedding import Seen, choose_queries, nearest
 from simclr_tf.report.gather import Run
 from simclr_tf.report.page import bar, figure, picture, table, text
 
