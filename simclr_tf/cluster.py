@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from simclr_tf import hosts
+from simclr_tf import hosts, preemption
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -63,8 +63,8 @@ def _tpu_address(name: str) -> str:
         return name
     if workers.index:
         raise UserError(
-            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); start "
-            "the run on host 0 only, which leads the others"
+            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); "
+            "start the run on host 0 only, which leads the others"
         )
     return ",".join(f"grpc://{address}" for address in workers.addresses)
 
@@ -72,9 +72,10 @@ def _tpu_address(name: str) -> str:
 def _tpu(name: str) -> tf.distribute.Strategy:
     address = _tpu_address(name)
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
+        with preemption.fatal():
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -121,7 +122,8 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
         rpc_layer="grpc",
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        with preemption.fatal():
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         raise UserError(
             f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({str(error).strip().splitlines()[0]});"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 from simclr_tf.errors import StartAgain
@@ -18,6 +20,17 @@ def _main_thread() -> bool:
 def leave(signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
     """A signal handler for when there is nothing to save."""
     raise StartAgain(f"stopped by {signal.Signals(signum).name}; the same command goes on from the last checkpoint")
+
+
+@contextlib.contextmanager
+def fatal() -> Iterator[None]:
+    """Within it SIGTERM ends the process at once: for waits inside TensorFlow, in which no handler of Python's runs."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if _main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 class Watch:
