@@ -6,6 +6,7 @@ import importlib
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -46,7 +47,14 @@ def _function(module, outputs, image_size: int | None):
     return infer, spec
 
 
-def write_tflite(module, outputs, image_size: int, path: str, images: np.ndarray, expected: dict[str, np.ndarray]) -> float:
+def write_tflite(
+    module: tf.Module,
+    outputs: Callable[[tf.Module, tf.Tensor], dict[str, tf.Tensor]],
+    image_size: int,
+    path: str,
+    images: np.ndarray,
+    expected: dict[str, np.ndarray],
+) -> float:
     """Writes a TFLite model (float32, any batch, one image size) and compares it.
 
     Args:
@@ -78,7 +86,14 @@ def write_tflite(module, outputs, image_size: int, path: str, images: np.ndarray
     return error
 
 
-def write_onnx(module, outputs, image_size: int, path: str, images: np.ndarray, expected: dict[str, np.ndarray]) -> float:
+def write_onnx(
+    module: tf.Module,
+    outputs: Callable[[tf.Module, tf.Tensor], dict[str, tf.Tensor]],
+    image_size: int,
+    path: str,
+    images: np.ndarray,
+    expected: dict[str, np.ndarray],
+) -> float:
     """Writes an ONNX model (float32, any batch, one image size, channels last) and compares it; see `write_tflite`."""
     tf2onnx = _optional("tf2onnx", "ONNX export")
     onnxruntime = _optional("onnxruntime", "ONNX export")
