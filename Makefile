@@ -34,7 +34,9 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
+	@echo "Installing TensorFlow and the rest into $(VENV): some minutes and 2 GB, once."
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt || { \
+		echo "The installation failed; $$($(VENV)/bin/python --version) was used, supported are 3.9 to 3.13 (make PYTHON=...)." >&2; exit 1; }
 	@touch $@
 
 # The TPU compiler comes with JAX, and lives apart from TensorFlow.
