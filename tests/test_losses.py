@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import reference
 
-from simclr_tf import losses
+from simclr_tf import losses, nt_xent_tiled
+from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
 
@@ -96,3 +97,87 @@ def test_cross_entropy_leaves_unlabelled_examples_out():
     probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     np.testing.assert_allclose(loss, [-math.log(probabilities[0, 0]), 0.0, math.log(3)], rtol=1e-12)
     np.testing.assert_allclose(losses.top_1(tf.constant([0, -1, 2]), logits), [1, 0, 0])
+
+
+def random_keys(rng, count: int, queue: int, filled: int) -> losses.Keys:
+    parts = (tf.math.l2_normalize(tf.constant(rng.normal(size=(rows, 6))), axis=1) for rows in (count, count, queue))
+    return losses.Keys(*parts, tf.constant(filled))
+
+
+def value_and_gradient(views, **settings):
+    with tf.GradientTape() as tape:
+        tape.watch(views)
+        contrast = losses.nt_xent(*views, **settings)
+        loss = tf.reduce_sum(contrast.loss * tf.linspace(tf.constant(0.5, tf.float64), 1.5, views[0].shape[0]))
+    return contrast, tape.gradient(loss, views)
+
+
+@pytest.mark.parametrize("tile", [7, 64, None])
+@pytest.mark.parametrize("queue", [None, (200, 0), (200, 77), (200, 200)])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_tiles_agree_with_the_matrix(monkeypatch, tile, queue, temperature):
+    """At sizes that tiles divide and do not divide, with queues that are empty, partly filled and full."""
+    rng = np.random.default_rng(0)
+    if tile is not None:
+        monkeypatch.setattr(nt_xent_tiled, "tile_size", lambda *_: tile)
+    anchor = rng.normal(size=(70, 6))
+    views = [tf.constant(anchor + 0.3 * rng.normal(size=anchor.shape)) for _ in range(2)]
+    keys = random_keys(rng, 70, *queue) if queue is not None else None
+    plain, tiled = (
+        value_and_gradient(views, temperature=temperature, keys=keys, kind=kind) for kind in ("plain", "tiled")
+    )
+    for name, expected, actual in zip(losses.Contrast._fields, plain[0], tiled[0]):
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12, err_msg=name)
+    for expected, actual in zip(plain[1], tiled[1]):
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_tiles_break_ties_as_the_matrix_does():
+    views = [tf.ones([70, 4], tf.float64)] * 2
+    for name, value in losses.nt_xent(*views, temperature=0.1, kind="tiled")._asdict().items():
+        expected = getattr(losses.nt_xent(*views, temperature=0.1, kind="plain"), name)
+        np.testing.assert_allclose(value, expected, atol=1e-10, err_msg=name)
+
+
+def test_no_matrix_is_made_above_a_size(monkeypatch):
+    """Under "auto" a large batch is tiled: no product has the size of the matrix."""
+    made, matmul = [], tf.matmul
+
+    def watched(*args, **kwargs):
+        made.append(matmul(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(tf, "matmul", watched)
+
+    def largest(images: int) -> int:
+        made.clear()
+
+        @tf.function(input_signature=[tf.TensorSpec([images, 8])] * 2)
+        def run(view_1, view_2):
+            with tf.GradientTape() as tape:
+                tape.watch([view_1, view_2])
+                contrast = losses.nt_xent(view_1, view_2, temperature=0.1)
+            return tape.gradient(contrast.loss, [view_1, view_2]), contrast
+
+        run.get_concrete_function()
+        return max(product.shape.num_elements() for product in made)
+
+    assert largest(512) == 512**2
+    assert largest(16384) <= 2**23 // 4
+
+
+def test_tiles_under_xla():
+    rng = np.random.default_rng(0)
+    views = [tf.constant(rng.normal(size=(70, 6))) for _ in range(2)]
+    keys = random_keys(rng, 70, 200, 77)
+    expected = value_and_gradient(views, temperature=0.5, keys=keys, kind="tiled")
+    actual = tf.function(
+        lambda *views: value_and_gradient(list(views), temperature=0.5, keys=keys, kind="tiled"), jit_compile=True
+    )(*views)
+    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(actual)):
+        np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-12)
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(UserError, match="nt_xent is 'fast'"):
+        losses.check_nt_xent("Pretrain", "fast")
