@@ -1,4 +1,4 @@
-"""Building blocks of the encoders: convolution, selective kernels, squeeze-and-excitation, residual blocks.
+"""Building blocks of the encoders: convolution with batch norm, selective kernels, squeeze-and-excitation, residual blocks.
 
 `units()` lists a block's convolutions and batch norms in the order in which the published code creates them; its
 checkpoints number them so.
@@ -8,45 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simclr_tf.models.convolution import Conv, fixed_padding
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.stack import keras, tf
-
-
-def _fixed_padding(kernel_size: int) -> list[list[int]]:
-    """Padding of a strided convolution that does not depend on the input's size: (k - 1) // 2 before, the rest after."""
-    before = (kernel_size - 1) // 2
-    pair = [before, kernel_size - 1 - before]
-    return [[0, 0], pair, pair, [0, 0]]
-
-
-class Conv(keras.layers.Layer):
-    """2-D convolution; SAME at stride 1, explicit padding and VALID when strided."""
-
-    def __init__(self, filters: int, kernel_size: int, *, strides: int = 1, use_bias: bool = False, **kwargs):
-        """Creates a convolution with `filters` outputs and a square kernel."""
-        super().__init__(**kwargs)
-        self._filters = filters
-        self._kernel_size = kernel_size
-        self._strides = strides
-        self._use_bias = use_bias
-
-    def build(self, input_shape) -> None:
-        """Creates the kernel, [k, k, C, filters]."""
-        self.kernel = self.add_weight(
-            "kernel",
-            shape=[self._kernel_size, self._kernel_size, int(input_shape[-1]), self._filters],
-            initializer=keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="truncated_normal"),
-        )
-        self.bias = self.add_weight("bias", shape=[self._filters], initializer="zeros") if self._use_bias else None
-        super().build(input_shape)
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""
-        padding = "SAME" if self._strides == 1 else "VALID"
-        if self._strides > 1 and self._kernel_size > 1:
-            inputs = tf.pad(inputs, _fixed_padding(self._kernel_size))
-        outputs = tf.nn.conv2d(inputs, tf.convert_to_tensor(self.kernel), self._strides, padding)
-        return outputs if self.bias is None else outputs + self.bias
 
 
 class ConvNorm(keras.layers.Layer):
@@ -136,7 +100,7 @@ class Shortcut(keras.layers.Layer):
         if self._average_pool:
             strided = self._strides > 1
             if strided:
-                inputs = tf.pad(inputs, _fixed_padding(2))
+                inputs = tf.pad(inputs, fixed_padding(2))
             inputs = tf.nn.avg_pool2d(inputs, 2, self._strides, "VALID" if strided else "SAME")
         return self.project(inputs, training=training)
 
@@ -180,7 +144,9 @@ class ResidualBlock(keras.layers.Layer):
                 yield from part.units()
 
 
-def basic_block(filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype) -> ResidualBlock:
+def basic_block(
+    filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype: keras.mixed_precision.Policy
+) -> ResidualBlock:
     """ResNet-18/34's block: two 3x3 convolutions to `filters` channels (no selective kernels: see `ResNet`)."""
     del sk_ratio
     shortcut = Shortcut(filters, strides=strides, average_pool=False, dtype=dtype) if project else None
@@ -191,7 +157,9 @@ def basic_block(filters: int, *, strides: int, project: bool, sk_ratio: float, s
     return ResidualBlock(branch, width=filters, shortcut=shortcut, se_ratio=se_ratio, dtype=dtype)
 
 
-def bottleneck(filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype) -> ResidualBlock:
+def bottleneck(
+    filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype: keras.mixed_precision.Policy
+) -> ResidualBlock:
     """ResNet-50's and deeper nets' block: 1x1, 3x3 (or selective kernels) at `filters`, 1x1 to 4 x `filters`."""
     width = 4 * filters
     shortcut = Shortcut(width, strides=strides, average_pool=sk_ratio > 0, dtype=dtype) if project else None
