@@ -72,16 +72,16 @@ def nt_xent(
 ) -> Contrast:
     """Normalized temperature-scaled cross-entropy over the global batch (Chen et al. 2020a).
 
-    Each view's positive is the image's other view, among the 2N - 1 other views of all replicas; with `keys`, the key of
-    the image's other view, among the other images' keys of both views and the queue.
+    Each view's positive is the image's other view, among the 2N - 1 other views of all replicas; with `keys`, the key
+    of the image's other view, among the other images' keys of both views and the queue.
 
     Args:
       view_1: [B, D] projections of this replica's first views, float32 or float64; any norm.
       view_2: [B, D] projections of the second views.
       temperature: divides the cosine similarities.
       keys: what to compare with; None compares the projections with each other.
-      kind: "plain" makes the matrix of similarities; "tiled" never holds more than a few MiB of it, and computes it twice;
-        "auto" tiles where the matrix would be large. All agree but for the order of summation.
+      kind: "plain" makes the matrix of similarities; "tiled" never holds more than a few MiB of it, and computes it
+        twice; "auto" tiles where the matrix would be large. All agree but for the order of summation.
 
     Returns:
       A `Contrast`. Only `loss` carries gradients.
@@ -194,7 +194,8 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def distillation(teacher_logits: tf.Tensor, student_logits: tf.Tensor, *, temperature: float) -> tf.Tensor:
-    """Cross-entropy of the student's class probabilities under the teacher's (Hinton et al. 2015; Chen et al. 2020b, eq. 2).
+    """Cross-entropy of the student's class probabilities under the teacher's (Hinton et al. 2015; Chen et al. 2020b,
+    eq. 2).
 
     Args:
       teacher_logits: [B, classes].

@@ -1,8 +1,6 @@
 """The paper's memory: a momentum network, whose outputs are the keys, and a queue of past keys.
 
-Chen et al. 2020b, section 2: "we also incorporate the memory mechanism from MoCo, which designates a memory network (with
-a moving average of weights for stabilization) whose output will be buffered as negative examples" (He et al. 2019). The
-authors did not publish it.
+Chen et al. 2020b, section 2, after MoCo (He et al. 2019). The authors' code leaves it out.
 
 All of it lives once per replica and is equal on all, like batch norm's moving averages: every replica computes the same
 updates from the same numbers, so only the keys travel.
@@ -34,8 +32,13 @@ def _once_per_replica(next_creator, **kwargs):
 
 
 def moved(average: tf.Tensor, value: tf.Tensor, decay: float) -> tf.Tensor:
-    """One step of an exponential moving average: average + (1 - decay) (value - average), exact where both are equal."""
+    """Returns one step of an exponential moving average, which stays exactly where it is when both are equal."""
     return average + (1 - decay) * (value - average)
+
+
+def projection_dim(network: Network) -> int:
+    """Returns how wide the projections of a network with a projection head are."""
+    return network.head.output_dim if network.head.num_layers else network.encoder.feature_dim
 
 
 class Memory(tf.Module):
@@ -63,13 +66,12 @@ class Memory(tf.Module):
         if online.head is None:
             raise UserError("the memory needs a projection head, and the network has none")
         self.queue_size, self.decay = queue_size, decay
-        key_dim = online.head.output_dim if online.head.num_layers else online.encoder.feature_dim
         self._dtype = online.dtype
         with tf.variable_creator_scope(_once_per_replica):
             network = Network.from_description(
                 {**online.describe(), "num_classes": 0, "classifier_layer": 0}, precision=online.precision
             )
-            self.queue = tf.Variable(tf.zeros([queue_size, key_dim], self._dtype), name="queue")
+            self.queue = tf.Variable(tf.zeros([queue_size, projection_dim(online)], self._dtype), name="queue")
             # Of the whole run; the next key goes to this number modulo the queue's size.
             self.enqueued = tf.Variable(0, dtype=tf.int64, name="enqueued")
         self.network = network
@@ -77,7 +79,8 @@ class Memory(tf.Module):
 
     def _pairs(self, online: Network) -> list[tuple[tf.Variable, tf.Variable]]:
         """Each variable of the momentum network with the online one that it follows."""
-        mine, theirs = ([v for name in PARTS for v in network.parts()[name].variables] for network in (self.network, online))
+        networks = self.network.parts(), online.parts()
+        mine, theirs = ([v for name in PARTS for v in parts[name].variables] for parts in networks)
         assert [v.shape for v in mine] == [v.shape for v in theirs]
         return list(zip(mine, theirs))
 
@@ -87,28 +90,40 @@ class Memory(tf.Module):
             mine.assign(theirs)
 
     def follow(self, online: Network) -> None:
-        """Moves the momentum network, its batch norms' moving averages too, towards the online one; inside a replica."""
+        """Moves the momentum network, its moving averages included, towards the online one; inside a replica."""
         for mine, theirs in self._pairs(online):
             mine.assign(moved(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs), self.decay))
 
-    def keys(self, images: tf.Tensor) -> Keys:
-        """Computes the keys of a step; inside a replica.
+    def project(self, images: tf.Tensor, *, training: bool = True) -> tf.Tensor:
+        """Computes the momentum network's projections; inside a replica.
 
-        Batch norm is in training mode, over all replicas' images, and leaves its moving averages alone: they follow the
-        online network's.
+        Batch norm in training mode takes its statistics of all replicas' images, and leaves its moving averages alone:
+        they follow the online network's.
 
         Args:
-          images: [2B, H, W, 3] in [0, 1], this replica's first views, then the second ones.
+          images: [B, H, W, 3] in [0, 1].
+          training: batch norm's mode.
+
+        Returns:
+          [B, D], in the queue's type, without a gradient.
+        """
+        with still_averages():
+            projections = self.network.outputs(images, training=training)["projection"]
+        return tf.cast(tf.stop_gradient(projections), self._dtype)
+
+    def keys(self, view_1: tf.Tensor, view_2: tf.Tensor) -> Keys:
+        """Makes the keys of a step; inside a replica.
+
+        Args:
+          view_1: [B, D], what `project` returned for this replica's first views.
+          view_2: the same for the second ones.
 
         Returns:
           All replicas' keys, with the queue as it is before this step.
         """
-        with still_averages():
-            projections = self.network.outputs(images, training=True)["projection"]
-        keys = tf.math.l2_normalize(tf.cast(tf.stop_gradient(projections), self._dtype), axis=1)
-        views = collectives.concat(tf.stack(tf.split(keys, 2), axis=1))
+        keys = tf.math.l2_normalize(tf.stack([view_1, view_2], axis=1), axis=2)
         filled = tf.cast(tf.minimum(self.enqueued.read_value(), self.queue_size), tf.int32)
-        return Keys(*tf.unstack(views, axis=1), self.queue.read_value(), filled)
+        return Keys(*tf.unstack(collectives.concat(keys), axis=1), self.queue.read_value(), filled)
 
     def enqueue(self, keys: Keys) -> None:
         """Puts a step's keys into the queue, in the order of the global batch, over the oldest; inside a replica."""
@@ -128,8 +143,8 @@ class Memory(tf.Module):
           global_batch_size: images of a step.
 
         Returns:
-          `memory_flops_per_step`, over all replicas (the keys' forward pass and the products with the queue, forward and
-          backward), and `memory_bytes`, on each replica (momentum network and queue).
+          `memory_flops_per_step`, over all replicas (the keys' forward pass and the products with the queue, forward
+          and backward), and `memory_bytes`, on each replica (momentum network and queue).
         """
         keys = 2 * global_batch_size
         encoder = summary.flops_per_image(self.network)

@@ -222,6 +222,7 @@ def train(
         examples = next(iter(inputs.values()))
         for name, stream in inputs.items():
             _check_divides(f"the batch size of {name} images", stream.batch_size or global_batch_size, replicas)
+        stage.check_batch(global_batch_size, replicas)
         num_examples = examples.source.num_examples
         if steps is None:
             steps = train_steps(num_examples, epochs, global_batch_size)

@@ -66,7 +66,7 @@ def test_averages_move_once():
     step(encoder)(images())
     first = encoder.stem[0].norm
     once = encoder.block_group1[0].branch[0].norm
-    # After one step from 0 a moving mean is a tenth of the batch's: the stem's, which is not recomputed, shows how it is.
+    # After one step from 0 a moving mean is a tenth of the batch's: compare with a plain pass.
     features = tf.nn.relu(first(encoder.stem[0].conv(tf.cast(images(), tf.float64)), training=True))
     mean = np.mean(encoder.block_group1[0].branch[0].conv(features), axis=(0, 1, 2))
     np.testing.assert_allclose(once.moving_mean, 0.1 * mean, rtol=1e-6)

@@ -57,22 +57,22 @@ class TinyRun:
     """A stage, an optimizer and a loop; `run` takes steps."""
 
     def __init__(
-        self, replicas: int = 1, *, precision: str = "float64", jit_compile: bool = False, encoder=None, **stage_settings
+        self, replicas: int = 1, *, precision: str = "float64", jit_compile: bool = False, encoder=None, **settings
     ):
         self.replicas = replicas
         one = replicas == 1
         self.strategy = make_strategy("one_device") if one else make_strategy("mirrored", virtual_devices=replicas)
         keras.utils.set_random_seed(0)
-        settings = {**TINY, **(encoder or {})}
+        encoder_settings = {**TINY, **(encoder or {})}
         with self.strategy.scope():
             self.stage = Pretrain(
                 data=Noise(),
                 augment=Augment(),
-                make_encoder=lambda **kw: ResNet(**settings, **kw),
+                make_encoder=lambda **kw: ResNet(**encoder_settings, **kw),
                 make_head=lambda **kw: ProjectionHead(num_layers=2, output_dim=8, **kw),
                 temperature=0.2,
                 precision=precision,
-                **stage_settings,
+                **settings,
             )
             self.optimizer = Lars(weight_decay=1e-4)
             self.optimizer.build(self.stage.trained_variables, excluded_variables(self.stage.network.parts().values()))

@@ -1,4 +1,5 @@
-"""Recomputation: a layer's activations are computed again in the backward pass instead of being kept (Chen et al. 2016).
+"""Recomputation: a layer's activations are computed again in the backward pass instead of being kept (Chen et al.
+2016).
 
 `tf.recompute_grad` does not fit: its second pass would move batch norm's averages again, and it looks for variables in
 ways that replicas' and mixed precision's do not follow.
@@ -13,8 +14,9 @@ from simclr_tf.stack import keras, tf
 def _once_known(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Returns the inputs, in a way that cannot be computed before `upstream` is.
 
-    Compilers would otherwise see that the second pass equals the first one, and keep the first one's results. They do not
-    know that the smaller of 0 and an absolute value is 0 (control dependencies would do in plain TensorFlow, not in XLA).
+    Compilers would otherwise see that the second pass equals the first one, and keep the first one's results. They do
+    not know that the smaller of 0 and an absolute value is 0 (control dependencies would do in plain TensorFlow, not in
+    XLA).
     """
     first = tf.reshape(upstream, [-1])[0]
     return inputs + tf.cast(tf.minimum(tf.abs(first), 0), inputs.dtype)
@@ -23,8 +25,8 @@ def _once_known(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 def recomputed(layer: keras.layers.Layer, inputs: tf.Tensor, *, training: bool) -> tf.Tensor:
     """Applies a layer and keeps only its inputs for the backward pass, which applies it a second time.
 
-    Values, gradients and batch norm's moving averages are those of a plain call. Inside a `tf.function`; eagerly nothing
-    is saved.
+    Values, gradients and batch norm's moving averages are those of a plain call. Inside a `tf.function`; eagerly
+    nothing is saved.
 
     Args:
       layer: built; takes one tensor and `training`.

@@ -102,6 +102,9 @@ class Stage(tf.Module):
         """Returns file name -> text of what the workdir should hold beside the records, such as the labelled subset."""
         return {}
 
+    def check_batch(self, global_batch_size: int, replicas: int) -> None:
+        """Raises UserError where the stage cannot work with such a batch on so many replicas."""
+
     def costs(self, global_batch_size: int) -> dict[str, int]:
         """Returns what a step costs beside the network and its gradient, by name, such as a memory's FLOPs and bytes."""
         return {}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simclr_tf import losses, randomness
+from simclr_tf import collectives, losses, micro_batches, randomness
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, two_crops
-from simclr_tf.memory import Memory
+from simclr_tf.errors import UserError
+from simclr_tf.memory import Memory, projection_dim
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input, Stage
+
+_NORMS = ("apart", "together", "averages")
 
 
 class Pretrain(Stage):
@@ -34,6 +37,8 @@ class Pretrain(Stage):
         temperature: float = 0.1,
         make_memory: Callable[..., Memory] | None = None,
         nt_xent: str = "auto",
+        micro_batch_size: int | None = None,
+        micro_batch_norm: str = "apart",
         probe: bool = True,
         precision: str = "float32",
         data_dir: str | None = None,
@@ -48,6 +53,11 @@ class Pretrain(Stage):
           temperature: of the contrastive loss.
           make_memory: takes the network; None for no momentum network and no queue.
           nt_xent: how the loss is computed: "plain", "tiled" (in little memory) or "auto"; see `losses.nt_xent`.
+          micro_batch_size: images, over all replicas, whose activations are in memory at a time; None for the whole
+            batch. The loss and its gradient are the whole batch's; batch norm sees one micro-batch.
+          micro_batch_norm: what that is: "apart", where an image's two views are in different micro-batches and so
+            never share statistics that would tell them; "together", where they are in the same one; or "averages",
+            where batch norm is in inference mode and its moving averages stay as they are (for a trained network).
           probe: whether to train the linear probe where labels exist.
           precision: "float32", "bfloat16" or "float64".
           data_dir: where data sets lie.
@@ -58,6 +68,13 @@ class Pretrain(Stage):
         self._data_dir = data_dir
         self._data, self._augment, self._temperature = data, augment, temperature
         self._nt_xent = nt_xent
+        if micro_batch_size is not None and (
+            not isinstance(micro_batch_size, int) or isinstance(micro_batch_size, bool) or micro_batch_size < 1
+        ):
+            raise UserError(f"Pretrain.micro_batch_size is {micro_batch_size!r}; use a positive whole number, or None")
+        if micro_batch_norm not in _NORMS:
+            raise UserError(f"Pretrain.micro_batch_norm is {micro_batch_norm!r}; choose one of {', '.join(_NORMS)}")
+        self._micro_batch_size, self._micro_batch_norm = micro_batch_size, micro_batch_norm
         self.max_bad_images = data.max_bad_images
         self._train_source = data.open(data.train_split, data_dir)
         self.network = Network(
@@ -68,6 +85,15 @@ class Pretrain(Stage):
             precision=precision,
         )
         self.memory = make_memory(self.network) if make_memory is not None else None
+
+    def check_batch(self, global_batch_size, replicas):
+        """See `Stage`; micro-batches must divide it."""
+        size = self._micro_batch_size
+        if size is not None and (size % replicas or global_batch_size % size):
+            raise UserError(
+                f"Pretrain.micro_batch_size is {size}, for a global batch of {global_batch_size} on {replicas} "
+                "replica(s); use a divisor of the batch that the replicas divide"
+            )
 
     def train_inputs(self) -> dict[str, Input]:
         """See `Stage`."""
@@ -86,15 +112,14 @@ class Pretrain(Stage):
 
     def train_batch(self, batch, seeds):
         """See `Stage`; the stream `images` has `view_1` and `view_2`, uint8 [B, S, S, 3], and `label`."""
-        batch, seeds = batch["images"], seeds["images"]
-        views = [
-            self._augment(batch[name], randomness.fold_in(seeds, randomness.stream(name))) for name in ("view_1", "view_2")
-        ]
-        images = tf.concat(views, axis=0)
-        outputs = self.network.outputs(images, training=True)
-        projections = tf.split(tf.cast(outputs["projection"], self.network.dtype), 2)
-        keys = self.memory.keys(images) if self.memory is not None else None
-        contrast = losses.nt_xent(*projections, temperature=self._temperature, keys=keys, kind=self._nt_xent)
+        views = {
+            name: {"image": batch["images"][name], "seed": randomness.fold_in(seeds["images"], randomness.stream(name))}
+            for name in ("view_1", "view_2")
+        }
+        (first, second), keys = self._whole(views) if self._micro_batch_size is None else self._in_parts(views)
+        contrast = losses.nt_xent(
+            first["projection"], second["projection"], temperature=self._temperature, keys=keys, kind=self._nt_xent
+        )
         parts = {"contrastive": contrast.loss}
         metrics = {
             "contrastive_accuracy": contrast.accuracy,
@@ -108,11 +133,59 @@ class Pretrain(Stage):
             filled = tf.cast(keys.filled, self.network.dtype) / self.memory.queue_size
             metrics["queue_filled"] = tf.fill(tf.shape(contrast.loss), filled)
         if self.network.classifier is not None:
-            logits = self.network.classifier(tf.stop_gradient(outputs["final_avg_pool"]))
-            labels = tf.concat([batch["label"]] * 2, axis=0)
+            features = tf.concat([first["final_avg_pool"], second["final_avg_pool"]], axis=0)
+            logits = self.network.classifier(tf.stop_gradient(features))
+            labels = tf.concat([batch["images"]["label"]] * 2, axis=0)
             parts["probe"] = _mean_of_views(losses.cross_entropy(labels, logits))
             metrics["probe_accuracy"] = _mean_of_views(losses.top_1(labels, logits))
         return parts, metrics
+
+    def _images(self, views) -> tf.Tensor:
+        """Returns both views' images one after the other, augmented."""
+        return tf.concat([self._augment(view["image"], view["seed"]) for view in views.values()], axis=0)
+
+    def _encode(self, images: tf.Tensor, *, training: bool = True) -> dict[str, tf.Tensor]:
+        """Returns what the losses read of the online network's outputs, in the variables' type."""
+        outputs = self.network.outputs(images, training=training)
+        return {name: tf.cast(outputs[name], self.network.dtype) for name in ("projection", "final_avg_pool")}
+
+    def _whole(self, views):
+        """Returns the online network's outputs for each view, and the keys or None."""
+        images = self._images(views)
+        online = _by_view(self._encode(images))
+        keys = self.memory.keys(*tf.split(self.memory.project(images), 2)) if self.memory is not None else None
+        return online, keys
+
+    def _in_parts(self, views):
+        """What `_whole` returns, with the activations of one micro-batch at a time."""
+        rows, replicas = views["view_1"]["image"].shape[0], collectives.num_replicas()
+        count = rows * replicas // self._micro_batch_size
+        apart, training = self._micro_batch_norm == "apart", self._micro_batch_norm != "averages"
+
+        def by_view(outputs):
+            first, second = ({name: value[:, i] for name, value in outputs.items()} for i in (0, 1))
+            return first, ({name: tf.roll(value, -1, axis=0) for name, value in second.items()} if apart else second)
+
+        def of_both(outputs):
+            return {name: tf.stack(tf.split(value, 2), axis=1) for name, value in outputs.items()}
+
+        if apart:  # An image's second view goes to the micro-batch after its first one's.
+            views = {**views, "view_2": {name: tf.roll(value, 1, axis=0) for name, value in views["view_2"].items()}}
+        widths = {"projection": projection_dim(self.network), "final_avg_pool": self.network.encoder.feature_dim}
+        returns = {name: tf.TensorSpec([2, width], self.network.dtype) for name, width in widths.items()}
+        variables = [v for name in ("encoder", "head") for v in self.network.parts()[name].trainable_variables]
+        online = micro_batches.outputs_with_gradient(
+            lambda part: of_both(self._encode(self._images(part), training=training)), views, count, returns, variables
+        )
+        if self.memory is None:
+            return by_view(online), None
+        momentum = micro_batches.outputs(
+            lambda part: of_both({"projection": self.memory.project(self._images(part), training=training)}),
+            views,
+            count,
+            {"projection": returns["projection"]},
+        )
+        return by_view(online), self.memory.keys(*(view["projection"] for view in by_view(momentum)))
 
     def after_update(self, step):
         """See `Stage`; the momentum network follows."""
@@ -150,6 +223,12 @@ class Pretrain(Stage):
     def costs(self, global_batch_size: int) -> dict[str, int]:
         """See `Stage`."""
         return self.memory.costs(global_batch_size) if self.memory is not None else {}
+
+
+def _by_view(outputs: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """[2B, ...] each -> [B, ...] each, of the first and of the second views."""
+    halves = {name: tf.split(value, 2) for name, value in outputs.items()}
+    return tuple({name: half[i] for name, half in halves.items()} for i in (0, 1))
 
 
 def _mean_of_views(values: tf.Tensor) -> tf.Tensor:
