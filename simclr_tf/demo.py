@@ -42,14 +42,20 @@ def run(workdir: str, *, others: list[str]) -> None:
     simclr("finetune", "finetune", init_from="pretrain")
     simclr("distill", "distill", teacher="finetune")
 
-    print(f"\nThe whole story took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 classes:")
+    print(
+        f"\nThe whole story took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 "
+        "classes:"
+    )
     print(f"\nWhat the encoder knows without having seen a label\n\n{_encoders(workdir)}")
     rows = [(name, os.path.join(workdir, folder)) for name, folder in _CLASSIFIERS.items()]
     print(f"\nWhat a few labels make of it\n\n{table(rows)}\n\nAll runs are in {workdir}/.")
 
 
 def _encoders(workdir: str) -> str:
-    lines = ["| encoder                   | kNN top-1 | linear top-1 |", "| ------------------------- | --------: | -----------: |"]
+    lines = [
+        "| encoder                   | kNN top-1 | linear top-1 |",
+        "| ------------------------- | --------: | -----------: |",
+    ]
     for name, encoder, linear in (
         ("untrained", "untrained", "untrained"),
         ("pretrained without labels", "pretrain", "linear"),

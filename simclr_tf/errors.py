@@ -6,8 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """A known problem, told in one line: what was wrong, what was found, what to do.
 
-    The command line prints the message alone and exits with `exit_code`. Anything else that is raised is a bug and keeps
-    its traceback.
+    The command line prints the message alone and exits with `exit_code`. Anything else that is raised is a bug and
+    keeps its traceback.
     """
 
     exit_code = 1

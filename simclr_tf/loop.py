@@ -66,12 +66,14 @@ class Loop:
         Raises:
           UserError: for XLA with several replicas in one process, which TensorFlow cannot compile.
         """
-        if jit_compile and strategy.num_replicas_in_sync > 1 and not isinstance(
-            strategy, (tf.distribute.TPUStrategy, collectives.OneProgram)
+        if (
+            jit_compile
+            and strategy.num_replicas_in_sync > 1
+            and not isinstance(strategy, (tf.distribute.TPUStrategy, collectives.OneProgram))
         ):
             raise UserError(
-                f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot compile "
-                "their exchange outside TPUs; set it to False, or use one replica"
+                f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot "
+                "compile their exchange outside TPUs; set it to False, or use one replica"
             )
         if stage.network.dtype == tf.float64:
             # float64 is for comparisons. TensorFlow's arithmetic rewriting changes the last digits of the float32

@@ -33,7 +33,8 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
     if logits.shape[1] > 5:
         report["top_5"] = float(np.mean(rank < 5))
     report["per_class"] = {
-        name: float(np.mean(rank[labels == i] == 0)) if np.any(labels == i) else None for i, name in enumerate(class_names)
+        name: float(np.mean(rank[labels == i] == 0)) if np.any(labels == i) else None
+        for i, name in enumerate(class_names)
     }
     return report
 

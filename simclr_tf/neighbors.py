@@ -81,8 +81,8 @@ def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: list[bytes]
         )
     if embed.encoder_fingerprint(network) != details.get("network"):
         raise UserError(
-            f"the vectors in --source={place.source} are not of the network {path} (but of {details.get('checkpoint')}); give "
-            "the --workdir that made them, or run --mode=embed again"
+            f"the vectors in --source={place.source} are not of the network {path} (but of "
+            f"{details.get('checkpoint')}); give the --workdir that made them, or run --mode=embed again"
         )
     compute = tf.function(embed.vector(network, details["layer"]))
     made = []

@@ -37,7 +37,11 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tens
     Returns:
       Two uint32 tensors of the broadcast shape.
     """
-    keys = (key[0], key[1], tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), tf.constant(_PARITY, tf.uint32)))
+    keys = (
+        key[0],
+        key[1],
+        tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), tf.constant(_PARITY, tf.uint32)),
+    )
     x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
     for group in range(_ROUND_GROUPS):
         for distance in _ROTATIONS[group % 2]:
@@ -52,7 +56,9 @@ def _words(value: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
     """Splits integers into their low and high 32 bits."""
     value = tf.cast(value, tf.int64)
     low = tf.bitwise.bitwise_and(value, tf.constant(0xFFFFFFFF, tf.int64))
-    high = tf.bitwise.bitwise_and(tf.bitwise.right_shift(value, tf.constant(32, tf.int64)), tf.constant(0xFFFFFFFF, tf.int64))
+    high = tf.bitwise.bitwise_and(
+        tf.bitwise.right_shift(value, tf.constant(32, tf.int64)), tf.constant(0xFFFFFFFF, tf.int64)
+    )
     return tf.cast(low, tf.uint32), tf.cast(high, tf.uint32)
 
 
@@ -86,7 +92,9 @@ def stream_seed(run_seed: tf.Tensor | int, stream_id: int) -> tf.Tensor:
     return fold_in(_join(*_words(run_seed)), stream_id)
 
 
-def example_seed(run_seed: tf.Tensor | int, stream_id: int, step: tf.Tensor | int, example: tf.Tensor | int) -> tf.Tensor:
+def example_seed(
+    run_seed: tf.Tensor | int, stream_id: int, step: tf.Tensor | int, example: tf.Tensor | int
+) -> tf.Tensor:
     """Returns the seed of one use of randomness for one example at one step.
 
     Args:

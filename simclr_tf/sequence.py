@@ -48,7 +48,8 @@ def for_stage(values: Iterable[str], stage: str) -> list[str]:
 
 
 def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others: list[str]) -> None:
-    """Pretrains, fine-tunes on the labelled subset and distills, each in a sub-folder; finished stages are not repeated.
+    """Pretrains, fine-tunes on the labelled subset and distills, each in a sub-folder; finished stages are not
+    repeated.
 
     Args:
       workdir: folder of the three runs.
@@ -98,5 +99,7 @@ def table(rows: list[tuple[str, str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines[1] = tuple(rule)
-    cells = [[line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))] for line in lines]
+    cells = [
+        [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))] for line in lines
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -15,7 +15,8 @@ from simclr_tf.stack import tf
 EXPORT_DETAILS = "export.json"
 # Outputs that are 2-D and float but certainly not class scores.
 _FEATURE_NAMES = frozenset(
-    "default_features embedding embeddings feature_vector features final_avg_pool pooled_features pre_logits proj_head_input "
+    "default_features embedding embeddings feature_vector features final_avg_pool pooled_features pre_logits "
+    "proj_head_input "
     "proj_head_output projection".split()
 )
 # What TensorFlow raises for a SavedModel that is cut off, of another format, or needs operations that are not here.
@@ -125,7 +126,7 @@ def _from_workdir(path: str, precision: str, flag: str) -> Teacher:
 
 
 def _saved_model_folder(path: str) -> str | None:
-    """The SavedModel's folder: `path` itself, or the newest version, the classifier, or the published SavedModel in it."""
+    """The SavedModel's folder: `path`, or the newest version, the classifier, or the published SavedModel in it."""
     if any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
         return path
     if not tf.io.gfile.isdir(path):
@@ -144,8 +145,8 @@ def _from_saved_model(folder: str, flag: str) -> Teacher:
         loaded = tf.saved_model.load(folder)
     except _UNLOADABLE as error:
         raise UserError(
-            f"the SavedModel {flag}={folder} cannot be loaded ({_first_line(error)}); for a published SimCLR checkpoint "
-            "or TF1 hub module run --mode=convert --source of it first and give its workdir"
+            f"the SavedModel {flag}={folder} cannot be loaded ({_first_line(error)}); for a published SimCLR "
+            "checkpoint or TF1 hub module run --mode=convert --source of it first and give its workdir"
         ) from None
     details = _details(folder)
     if details.get("kind") == "feature_vector":
@@ -173,8 +174,8 @@ def _from_saved_model(folder: str, flag: str) -> Teacher:
     sample = _run_once(compute, size or _PROBE_SIZE)
     if sample.shape[1] < 2:
         raise UserError(
-            f"{flag}={folder}: its output {name!r} has {sample.shape[1]} column(s), but a teacher needs a logit for each "
-            "of two classes or more; give another SavedModel"
+            f"{flag}={folder}: its output {name!r} has {sample.shape[1]} column(s), but a teacher needs a logit for "
+            "each of two classes or more; give another SavedModel"
         )
     # The logarithm of softmax probabilities is the logits less a constant, which no softmax sees.
     probabilities = bool(np.all(sample >= 0) and np.allclose(sample.sum(axis=1), 1, atol=1e-3))
@@ -212,7 +213,9 @@ def _signature(loaded) -> tuple[Callable, tf.TensorSpec, str]:
     function = signatures[name]
     inputs = function.structured_input_signature[1]
     if len(inputs) != 1:
-        raise _Unfit(f"its signature {name} takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), not one image batch")
+        raise _Unfit(
+            f"its signature {name} takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), not one image batch"
+        )
     argument, spec = next(iter(inputs.items()))
     _check_images(spec, f"its signature {name}")
     return lambda images: function(**{argument: images}), spec, f"signature {name}"
@@ -293,7 +296,9 @@ def _choose(run: Callable, spec: tf.TensorSpec, size: int | None) -> tuple[str, 
     if not chosen:
         raise _Unfit(f"no output is [batch, classes] class scores (found {', '.join(sorted(outputs)) or 'none'})")
     if len(chosen) > 1:
-        raise _Unfit(f"which of its outputs are the logits is not clear ({', '.join(sorted(chosen))}); name one 'logits'")
+        raise _Unfit(
+            f"which of its outputs are the logits is not clear ({', '.join(sorted(chosen))}); name one 'logits'"
+        )
     return chosen[0], lambda structure: _flatten(structure)[chosen[0]]
 
 

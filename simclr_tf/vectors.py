@@ -73,7 +73,9 @@ def write(path: str, layout: Layout, parts: Callable[[], Iterable[dict[str, np.n
       parts: called once or more; the columns in pieces, in order.
     """
     kind = os.path.splitext(path)[1]
-    with tempfile.TemporaryDirectory(dir=None if "://" in path else os.path.dirname(os.path.abspath(path))) as temporary:
+    with tempfile.TemporaryDirectory(
+        dir=None if "://" in path else os.path.dirname(os.path.abspath(path))
+    ) as temporary:
         local = os.path.join(temporary, f"vectors{kind}")
         _WRITERS[kind](local, layout, parts)
         if kind == ".tfrecord":
@@ -105,7 +107,8 @@ def read(path: str, flag: str) -> Vectors:
         raise UserError(f"{flag}={path} is no file of vectors ({reason}); --mode=embed writes such a file") from None
 
 
-# .npz -------------------------------------------------------------------------------------------------------------------
+# .npz
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def _write_npz(path: str, layout: Layout, parts) -> None:
@@ -116,7 +119,11 @@ def _write_npz(path: str, layout: Layout, parts) -> None:
         for column, shape in layout.shapes.items():
             dtype = np.dtype(np.int32 if column == "label" else np.float32)
             with archive.open(f"{column}.npy", "w", force_zip64=True) as file:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": (count, *shape),
+                }
                 np.lib.format.write_array_header_2_0(file, header)
                 for part in parts():
                     file.write(np.ascontiguousarray(part[column], dtype).tobytes())
@@ -134,7 +141,8 @@ def _read_npz(path: str) -> Vectors:
         return Vectors([str(name) for name in arrays["names"]], columns, json.loads(str(arrays["details"])))
 
 
-# .parquet ---------------------------------------------------------------------------------------------------------------
+# .parquet
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _pyarrow() -> ModuleType:
@@ -143,8 +151,8 @@ def _pyarrow() -> ModuleType:
         return importlib.import_module("pyarrow")
     except ImportError as error:
         raise UserError(
-            f"Parquet needs pyarrow, which cannot be imported ({error}); run: pip install -r requirements-export.txt, or write "
-            ".npz"
+            f"Parquet needs pyarrow, which cannot be imported ({error}); run: pip install -r requirements-export.txt, "
+            "or write .npz"
         ) from None
 
 
@@ -178,12 +186,15 @@ def _read_parquet(path: str) -> Vectors:
             if isinstance(column, arrow.ChunkedArray):
                 column = arrow.concat_arrays(column.chunks)
             values = column if name == "label" else column.flatten()
-            columns[name] = values.to_numpy(zero_copy_only=False).reshape([len(table), *([] if name == "label" else [-1])])
+            columns[name] = values.to_numpy(zero_copy_only=False).reshape(
+                [len(table), *([] if name == "label" else [-1])]
+            )
     details = json.loads((table.schema.metadata or {})[b"details"])
     return Vectors(table["name"].to_pylist(), columns, details)
 
 
-# .tfrecord --------------------------------------------------------------------------------------------------------------
+# .tfrecord
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _details_path(path: str) -> str:
@@ -239,8 +250,8 @@ class Parts:
         if tf.io.gfile.exists(file):
             if records.read_json(file) != json.loads(json.dumps(details)):
                 raise UserError(
-                    f"{self._folder} has pieces of other vectors (another checkpoint, source or setting); delete it, or give "
-                    "another --output"
+                    f"{self._folder} has pieces of other vectors (another checkpoint, source or setting); delete it, "
+                    "or give another --output"
                 )
         else:
             tf.io.gfile.makedirs(self._folder)

@@ -75,8 +75,8 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
     print(
-        f"eval: top-1 {100 * report['top_1']:.2f}%{top_5}, calibration error {100 * error:.2f}% of {report['examples']} "
-        f"images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
+        f"eval: top-1 {100 * report['top_1']:.2f}%{top_5}, calibration error {100 * error:.2f}% of "
+        f"{report['examples']} images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
     )
     for name, accuracy in report["per_class"].items():
         print(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
@@ -116,7 +116,11 @@ def run_knn(
         return {}
 
     def features(batch):
-        return {"features": tf.cast(network.outputs(unit_images(batch["image"]), training=False)["final_avg_pool"], tf.float32)}
+        return {
+            "features": tf.cast(
+                network.outputs(unit_images(batch["image"]), training=False)["final_avg_pool"], tf.float32
+            )
+        }
 
     bank, queries = (
         evaluate.collect(place.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)

@@ -104,7 +104,9 @@ def test_jitter_in_each_of_the_24_orders():
     expected = np.stack([slow_jitter(*arguments) for arguments in zip(images, parameters, orders)])
     np.testing.assert_allclose(jittered, expected, atol=3e-6)
     # The orders matter, or this test would not see a wrong one.
-    assert np.abs(expected - np.stack([slow_jitter(i, p, (0, 1, 2, 3)) for i, p in zip(images, parameters)])).max() > 0.1
+    assert (
+        np.abs(expected - np.stack([slow_jitter(i, p, (0, 1, 2, 3)) for i, p in zip(images, parameters)])).max() > 0.1
+    )
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -446,7 +448,10 @@ def test_rotation():
     images, some = random_images(200, 8, 8), seeds(200)
     result = random_rotation(images, some, probability=0.8).numpy()
     turns = np.array(
-        [[np.allclose(np.rot90(before, k), after, atol=1e-5) for k in range(4)] for before, after in zip(images, result)]
+        [
+            [np.allclose(np.rot90(before, k), after, atol=1e-5) for k in range(4)]
+            for before, after in zip(images, result)
+        ]
     )
     assert np.all(turns.sum(axis=1) == 1)
     assert np.abs(turns.mean(axis=0) - [0.2, 0.8 / 3, 0.8 / 3, 0.8 / 3]).max() < 4 * np.sqrt(0.2 / 200)

@@ -43,7 +43,8 @@ def picture(mode: str):
 
 CASES = [
     ("PNG", "RGB", {}), ("PNG", "L", {}), ("PNG", "LA", {}), ("PNG", "RGBA", {}), ("PNG", "P", {}), ("PNG", "1", {}),
-    ("PNG", "I;16", {}), ("BMP", "RGB", {}), ("BMP", "L", {}), ("BMP", "P", {}), ("BMP", "RGBA", {}), ("GIF", "P", {}), ("GIF", "L", {}),
+    ("PNG", "I;16", {}), ("BMP", "RGB", {}), ("BMP", "L", {}), ("BMP", "P", {}), ("BMP", "RGBA", {}),
+    ("GIF", "P", {}), ("GIF", "L", {}),
     ("JPEG", "RGB", {"quality": 95}), ("JPEG", "L", {"quality": 95}), ("JPEG", "CMYK", {"quality": 95}),
     ("JPEG", "RGB", {"quality": 95, "progressive": True}),
 ]  # fmt: skip

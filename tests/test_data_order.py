@@ -35,7 +35,11 @@ def test_positions_do_not_depend_on_what_is_asked_with_them():
 
 def test_seeds_and_streams_give_orders_of_their_own():
     first = order(1000, np.arange(1000))
-    for other in (order(1000, np.arange(1000), seed=1), order(1000, np.arange(1000), seed=2**40), order(1000, np.arange(1000), name="b")):
+    for other in (
+        order(1000, np.arange(1000), seed=1),
+        order(1000, np.arange(1000), seed=2**40),
+        order(1000, np.arange(1000), name="b"),
+    ):
         # Two random permutations of n agree in one place on average.
         assert np.sum(first == other) < 10
 

@@ -75,7 +75,9 @@ WAYS = {
 }
 
 
-def batches(source, prepare=None, *, steps=4, batch=12, replica=None, seed=5, first=0, shard=0, shards=1, bad=None, **other):
+def batches(
+    source, prepare=None, *, steps=4, batch=12, replica=None, seed=5, first=0, shard=0, shards=1, bad=None, **other
+):
     dataset = train_dataset(
         source,
         prepare or two_crops(16, AUGMENT.crop_box),
@@ -116,7 +118,9 @@ def test_batches_are_what_the_seed_says(source, run):
     assert [sorted(batch) for batch in run] == [["index", "label", "view_1", "view_2"]] * 11
     for batch in run:
         assert batch["view_1"].shape == batch["view_2"].shape == (12, 16, 16, 3)
-        assert batch["view_1"].dtype == np.uint8 and batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
+        assert (
+            batch["view_1"].dtype == np.uint8 and batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
+        )
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
         assert (batch["view_1"] != batch["view_2"]).any()
 
@@ -173,7 +177,9 @@ def test_another_seed_or_stream_is_another_order_with_other_crops(other):
     source = Files(**WAYS["kept, in batches"])
     one, two = batches(source, batch=COUNT, steps=2), batches(source, batch=COUNT, steps=2, **other)
     assert np.mean([(a["index"] != b["index"]).mean() for a, b in zip(one, two)]) > 0.8
-    same = [a["view_1"][a["index"] == i] == b["view_1"][b["index"] == i] for a, b in zip(one, two) for i in range(COUNT)]
+    same = [
+        a["view_1"][a["index"] == i] == b["view_1"][b["index"] == i] for a, b in zip(one, two) for i in range(COUNT)
+    ]
     assert np.mean(same) < 0.1
 
 
@@ -281,7 +287,9 @@ def test_too_many_unreadable_images_stop_the_run(damaged):
     bad = BadImages(2, damaged)
     with pytest.raises((UserError, tf.errors.OpError)):
         batches(damaged, steps=8, bad=bad)
-    with pytest.raises(UserError, match=r"of files cannot be read, more than Data.max_bad_images = 2 \(folder/\d+.png: it is no JPEG"):
+    with pytest.raises(
+        UserError, match=r"of files cannot be read, more than Data.max_bad_images = 2 \(folder/\d+.png: it is no JPEG"
+    ):
         bad.check()
 
 

@@ -104,7 +104,8 @@ def test_description_rebuilds_the_network(small):
 
 def test_flops_of_resnet50_are_about_the_published_four_billion():
     network = Network(make_encoder=lambda **kw: ResNet(50, 1, **kw), image_size=224)
-    # He et al. 2016 count 3.8 G multiply-adds for their stride placement; stride in the 3x3 gives 4.1 G, twice as FLOPs.
+    # He et al. 2016 count 3.8 G multiply-adds for their stride placement; stride in the 3x3 gives 4.1 G, twice as
+    # FLOPs.
     assert 8.0e9 < summary.flops_per_image(network) < 8.4e9
 
 

@@ -48,7 +48,9 @@ def test_known_answers(key, counter, answer):
     assert threefry_in_integers(key, counter) == answer
 
 
-@pytest.mark.parametrize("data", [0, 1, -1, 7, 2**31 - 1, -(2**31), 2**32, 2**40 + 3, -(2**40) - 3, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize(
+    "data", [0, 1, -1, 7, 2**31 - 1, -(2**31), 2**32, 2**40 + 3, -(2**40) - 3, 2**63 - 1, -(2**63)]
+)
 def test_fold_in_takes_all_64_bits(data):
     seed = tf.constant([-5, 123456789], tf.int32)
     key = (-5 & ONES, 123456789)

@@ -68,7 +68,9 @@ def supervised(**settings) -> Supervised:
 def steps(stage, batch, count: int = 2) -> list[dict[str, float]]:
     optimizer = Lars()
     optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
-    loop = Loop(stage, optimizer, lambda step: tf.constant(0.5), tf.distribute.get_strategy(), seed=3, steps_per_call=count)
+    loop = Loop(
+        stage, optimizer, lambda step: tf.constant(0.5), tf.distribute.get_strategy(), seed=3, steps_per_call=count
+    )
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     return [record for chunk in loop.run(iterator, count) for record in chunk.records]
 
@@ -121,7 +123,10 @@ def test_weight_decay_is_that_of_the_classifier():
         ({"head_layer": 4}, "the head has 3 layer"),
         ({"head_layer": -1}, "Supervised.head_layer is -1"),
         ({"head_layer": 1, "make_head": None}, "there is no projection head"),
-        ({"freeze_up_to": "block_group5"}, "no output 'block_group5' to freeze up to; choose None or one of initial_max_pool"),
+        (
+            {"freeze_up_to": "block_group5"},
+            "no output 'block_group5' to freeze up to; choose None or one of initial_max_pool",
+        ),
         ({"weight_decay": -1}, "Supervised.weight_decay is -1"),
     ],
 )
@@ -178,7 +183,10 @@ def student(monkeypatch, data=None, **settings) -> Distill:
 
 def test_mixed_loss_by_its_formula(monkeypatch):
     stage = student(monkeypatch, temperature=2.0, alpha=0.7, labelled_batch_size=4)
-    assert {name: stream.batch_size for name, stream in stage.train_inputs().items()} == {"unlabelled": None, "labelled": 4}
+    assert {name: stream.batch_size for name, stream in stage.train_inputs().items()} == {
+        "unlabelled": None,
+        "labelled": 4,
+    }
     batch = {"unlabelled": stream(0), "labelled": stream(1, 4)}
     record = steps(stage, batch, 1)[0]
 

@@ -4,9 +4,9 @@ A SavedModel's keys are the shortest paths to its variables. For the published e
 `trainable_variables_list/N` (all that was trained), and `model/resnet_model/variables/N` and
 `model/_projection_head/variables/N` for the rest: each layer's moving averages, and all variables of layers that were
 frozen. Both count in the order in which Keras tracked the layers, which differs from the order of creation: a
-ResNet-18's or 34's block tracks its shortcut last, a deeper net's first; a projection layer tracks its batch norm before
-its dense kernel. So for each architecture that the kernels allow the whole sequence of shapes is worked out, and must
-agree to the last.
+ResNet-18's or 34's block tracks its shortcut last, a deeper net's first; a projection layer tracks its batch norm
+before its dense kernel. So for each architecture that the kernels allow the whole sequence of shapes is worked out, and
+must agree to the last.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ def read_lists(shapes: dict[str, Shape], path: str) -> Found | None:
     if not trained and not any(listed.values()):
         return None
     if strangers:
-        raise UserError(f"{path} has variables without a place in a SimCLR network, such as {sorted(strangers)[0]}; give another")
+        raise UserError(
+            f"{path} has variables without a place in a SimCLR network, such as {sorted(strangers)[0]}; give another"
+        )
     sequences = {part: [keys[i] for i in sorted(keys)] for part, keys in listed.items()}
     found = _match([trained[i] for i in sorted(trained)], sequences, shapes)
     if found is None:
         raise UserError(
-            f"{path} is a SavedModel of {len(trained)} trained and {len(shapes) - len(trained)} other variables whose order and "
-            "shapes are those of no SimCLR network that this project knows; give the training checkpoint it was made from"
+            f"{path} is a SavedModel of {len(trained)} trained and {len(shapes) - len(trained)} other variables whose "
+            "order and shapes are those of no SimCLR network that this project knows; give the training checkpoint it "
+            "was made from"
         )
     return found._replace(ignored=ignored)
 
@@ -88,10 +91,14 @@ def _match(trained: list[str], listed: dict[str, list[str]], shapes: dict[str, S
                 for leaf, shape in [*(_trainable(units[i]) if fixed[i] else ()), *_moving(units[i])]
             ]
             count = len(wanted)
-            if not _assign(wanted, trained[:count], shapes) or not _assign(rest, listed["encoder"][: len(rest)], shapes):
+            if not _assign(wanted, trained[:count], shapes) or not _assign(
+                rest, listed["encoder"][: len(rest)], shapes
+            ):
                 continue
             # Whatever else is listed without a part of its own belongs to the heads.
-            heads = _heads(trained[count:], [*listed["encoder"][len(rest) :], *listed["head"]], listed["classifier"], shapes)
+            heads = _heads(
+                trained[count:], [*listed["encoder"][len(rest) :], *listed["head"]], listed["classifier"], shapes
+            )
             if heads is not None:
                 dense, norms, classifier = heads
                 return Found(
@@ -140,7 +147,7 @@ def _assign(wanted: list[tuple[Group, str, Shape]], keys: list[str], shapes: dic
 def _heads(
     trained: list[str], moving: list[str], frozen_classifier: list[str], shapes: dict[str, Shape]
 ) -> tuple[list[Group], list[Group], Group | None] | None:
-    """Takes apart what follows the encoder: projection layers (gamma, beta, kernel; the last without beta), classifier."""
+    """Takes apart what follows the encoder: projection layers (gamma, beta, kernel; the last has no beta), classifier."""
     trained = [*trained, *frozen_classifier]
     dense, norms, place = [], [], 0
     ranks = [len(shapes[key]) for key in trained]

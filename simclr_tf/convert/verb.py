@@ -32,13 +32,13 @@ def run_convert(
     """Reads a published SimCLR checkpoint and writes a workdir with the same network.
 
     Args:
-      place: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its `workdir`
-        is made.
+      place: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its
+        `workdir` is made.
       weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
         where they are.
-      classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints do
-        not tell where several are equally wide; None takes 0 under a folder called "pretrained" (their classifier is a
-        linear probe), else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there), else 0.
+      classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints
+        do not tell where several are equally wide; None takes 0 under a folder called "pretrained" (their classifier is
+        a linear probe), else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there), else 0.
       image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
       class_names: names of the classes, in the order of the logits; None numbers them.
 
@@ -55,7 +55,9 @@ def run_convert(
     if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
         raise UserError(f"convert.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
     if tf.io.gfile.exists(os.path.join(place.source, records.ARCHITECTURE)):
-        raise UserError(f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from")
+        raise UserError(
+            f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from"
+        )
     source = Source(place.source)
     found = recognize.read_names(source.shapes, source.path, weights) or read_lists(source.shapes, source.path)
     if found is None:
@@ -82,8 +84,10 @@ def run_convert(
     network = Network.from_description(description)
     _fill(network, found, source)
     _write(place.workdir, network, step, names, place.source)
-    print(f"  wrote {place.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
-          "--init_from, and as --workdir of the modes that look at a run")
+    print(
+        f"  wrote {place.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
+        "--init_from, and as --workdir of the modes that look at a run"
+    )
     return description
 
 
@@ -92,12 +96,15 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
     layers = architecture.classifier_layers
     if not layers:
         if asked is not None:
-            raise UserError(f"convert.classifier_layer is {asked!r}, but --source={path} has no classifier; set it to None")
+            raise UserError(
+                f"convert.classifier_layer is {asked!r}, but --source={path} has no classifier; set it to None"
+            )
         return 0, ""
     if asked is not None:
         if asked not in layers:
             raise UserError(
-                f"convert.classifier_layer is {asked!r}, but the classifier fits only layer(s) {', '.join(map(str, layers))}"
+                f"convert.classifier_layer is {asked!r}, but the classifier fits only layer(s) "
+                f"{', '.join(map(str, layers))}"
             )
         return asked, "as asked"
     if len(layers) == 1:
@@ -114,7 +121,9 @@ def _class_names(names: list[str] | None, num_classes: int) -> list[str]:
     if names is None:
         return [f"class {i}" for i in range(num_classes)]
     if len(names) != num_classes:
-        raise UserError(f"convert.class_names has {len(names)} names, but the classifier tells {num_classes} classes apart")
+        raise UserError(
+            f"convert.class_names has {len(names)} names, but the classifier tells {num_classes} classes apart"
+        )
     return [str(name) for name in names]
 
 
@@ -127,7 +136,9 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
     if head is None:
         lines.append("  head        none there; fine-tuning from a layer of it will not be possible")
     else:
-        used = "" if head["used_layers"] == head["num_layers"] else f", of which the first {head['used_layers']} are there"
+        used = (
+            "" if head["used_layers"] == head["num_layers"] else f", of which the first {head['used_layers']} are there"
+        )
         lines.append(f"  head        {head['num_layers']} layers to {head['output_dim']}{used}")
     if architecture.num_classes:
         lines.append(f"  classifier  {architecture.num_classes} classes, reads head layer {reads}")

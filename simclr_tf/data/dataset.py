@@ -34,7 +34,8 @@ class Data:
           eval_split: what to evaluate on.
           image_size: of the square images that networks see, in pixels.
           max_bad_images: how many unreadable images are skipped before the run stops.
-          label_fraction: share of each class whose labels training with labels may use, in (0, 1], one image at least; or
+          label_fraction: share of each class whose labels training with labels may use, in (0, 1], one image at least;
+            or
           labels_per_class: how many labelled images of each class; or
           label_list: a text file that names the labelled images, one a line: files' paths or names, or ids.
           subset_seed: decides which images a fraction or number takes. Smaller subsets lie in larger ones.
@@ -59,7 +60,7 @@ class Data:
         return open_source(self.source, split, data_dir, download=self.download)
 
     def open_labelled(self, data_dir: str | None = None) -> Source:
-        """Opens the training split for training with labels: its labelled subset, or all of it where none is asked for."""
+        """Opens the training split for training with labels: its labelled subset, or all where none is asked for."""
         source = self.open(self.train_split, data_dir)
         if self.label_fraction is None and self.labels_per_class is None and self.label_list is None:
             return source
@@ -72,7 +73,8 @@ class Data:
         )
 
     def subset_files(self, source: Source) -> dict[str, str]:
-        """Returns file name -> text that names the examples of a labelled subset, one a line; nothing for a whole source.
+        """Returns file name -> text that names the examples of a labelled subset, one a line; nothing for a whole
+        source.
 
         The file serves as `label_list`.
         """
@@ -98,7 +100,9 @@ def _check_subset(fraction: float | None, per_class: int | None, list_file: str 
     given = {
         name: value
         for name, value in (
-            ("label_fraction", fraction), ("labels_per_class", per_class), ("label_list", list_file),
+            ("label_fraction", fraction),
+            ("labels_per_class", per_class),
+            ("label_list", list_file),
         )
         if value is not None
     }

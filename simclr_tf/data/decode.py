@@ -155,7 +155,8 @@ def _unknown(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG (CMYK included), PNG (16 bits included), BMP, GIF (its first frame) or, where TensorFlow can, WebP.
+    """Decodes a JPEG (CMYK included), PNG (16 bits included), BMP, GIF (its first frame) or, where TensorFlow can,
+    WebP.
 
     Gray becomes RGB, transparency is dropped.
 
@@ -187,8 +188,8 @@ def try_decode(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Reads and decodes one example, and goes on where that fails.
 
-    TensorFlow has no operation that tries. A data set of one element can leave out what fails; only reading and decoding
-    happen inside, so that no other error is hidden.
+    TensorFlow has no operation that tries. A data set of one element can leave out what fails; only reading and
+    decoding happen inside, so that no other error is hidden.
 
     Args:
       read: takes a number and returns the encoded image and its label.

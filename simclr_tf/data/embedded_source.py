@@ -18,9 +18,7 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded")
 
 def names() -> list[str]:
     """Returns the names of what is embedded."""
-    return sorted(
-        entry for entry in os.listdir(FOLDER) if os.path.exists(os.path.join(FOLDER, entry, "index.json"))
-    )
+    return sorted(entry for entry in os.listdir(FOLDER) if os.path.exists(os.path.join(FOLDER, entry, "index.json")))
 
 
 class EmbeddedSource(Source):
@@ -52,7 +50,9 @@ class EmbeddedSource(Source):
             start += per_class * classes
         self._rows = splits.select(split, rows, f"embedded:{name}")
         # Example n is of class n % classes.
-        ids = [ids[c][i] for key, ids in index["ids"].items() for i in range(self._sizes[key]) for c in self.class_names]
+        ids = [
+            ids[c][i] for key, ids in index["ids"].items() for i in range(self._sizes[key]) for c in self.class_names
+        ]
         self._ids = [ids[row] for row in self._rows]
         self._labels = (self._rows % classes).astype(np.int32)
         self.name = f"embedded:{name} ({split})"

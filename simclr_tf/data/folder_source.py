@@ -28,7 +28,9 @@ _DEEPEST = 64
 
 def _digest(name: str) -> bytes:
     # Some file systems decompose accents.
-    return hashlib.blake2b(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(
+        unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape"), digest_size=16
+    ).digest()
 
 
 def _is_image(name: str) -> bool:
@@ -76,8 +78,14 @@ def _resolve(path: str, data_dir: str | None) -> str:
                 raise UserError(f"folder:{path} is a file; give the folder that its pictures are in")
         except tf.errors.OpError as error:
             raise UserError(f"folder:{path} cannot be opened ({error.message.splitlines()[0]})") from None
-    relative = "" if os.path.isabs(path) or "://" in path else (
-        f" (relative to --data_dir={data_dir})" if data_dir else " (relative to the working directory; see --data_dir)"
+    relative = (
+        ""
+        if os.path.isabs(path) or "://" in path
+        else (
+            f" (relative to --data_dir={data_dir})"
+            if data_dir
+            else " (relative to the working directory; see --data_dir)"
+        )
     )
     raise UserError(f"folder:{path} is not there{relative}; give a folder of pictures")
 
@@ -114,8 +122,8 @@ class FolderSource(Source):
         webp = [name for name in names if name.lower().endswith(".webp")]
         if webp and not READS_WEBP:
             raise UserError(
-                f"folder:{path} has {len(webp)} WebP picture(s), such as {webp[0]}, which TensorFlow {tf.__version__} cannot "
-                "read; convert them to PNG or JPEG, or use TensorFlow 2.21"
+                f"folder:{path} has {len(webp)} WebP picture(s), such as {webp[0]}, which TensorFlow {tf.__version__} "
+                "cannot read; convert them to PNG or JPEG, or use TensorFlow 2.21"
             )
         digests = [_digest(name) for name in names]
         order = sorted(range(len(names)), key=lambda i: (digests[i][8:], names[i]))
@@ -132,7 +140,10 @@ class FolderSource(Source):
         if split_of is None:
             rows = _hash_split(digests, labels)
         else:
-            rows = {key: np.array([i for i, of in enumerate(split_of) if of == key], np.int64) for key in sorted(set(split_of))}
+            rows = {
+                key: np.array([i for i, of in enumerate(split_of) if of == key], np.int64)
+                for key in sorted(set(split_of))
+            }
         chosen = splits.select(split, {key: value for key, value in rows.items() if len(value)}, f"folder:{path}")
         self._names = [names[i] for i in chosen]
         self.num_examples = len(chosen)
@@ -184,7 +195,8 @@ def _split_folders(names: list[str]) -> list[str] | None:
     if strange:
         where = f"folder {strange[-1]!r}" if strange[-1] else "pictures"
         raise UserError(
-            f"there are {where} beside the folders of the splits {', '.join(sorted(named))}; move them into one of these, or out"
+            f"there are {where} beside the folders of the splits {', '.join(sorted(named))}; move them into one of "
+            "these, or out"
         )
     return first
 

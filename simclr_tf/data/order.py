@@ -29,7 +29,9 @@ def _feistel(x: tf.Tensor, keys: list[tf.Tensor], bits: int) -> tf.Tensor:
     for key in keys:
         right = tf.bitwise.bitwise_and(x, tf.constant(2**right_bits - 1, tf.uint32))
         left = tf.bitwise.right_shift(x, tf.constant(right_bits, tf.uint32))
-        mixed = tf.bitwise.bitwise_and(_mix(tf.bitwise.bitwise_xor(right, key)), tf.constant(2**left_bits - 1, tf.uint32))
+        mixed = tf.bitwise.bitwise_and(
+            _mix(tf.bitwise.bitwise_xor(right, key)), tf.constant(2**left_bits - 1, tf.uint32)
+        )
         left = tf.bitwise.bitwise_xor(left, mixed)
         # The right half comes first now, with its own width.
         x = tf.bitwise.bitwise_or(tf.bitwise.left_shift(right, tf.constant(left_bits, tf.uint32)), left)
@@ -80,4 +82,6 @@ def replacement(seeds: tf.Tensor, attempt: tf.Tensor, count: int) -> tf.Tensor:
     """
     bits = tf.bitcast(fold_in(fold_in(seeds, stream("replacement")), attempt), tf.uint32)
     # The high half of a product of 64 bits is uniform below `count`.
-    return tf.cast(tf.bitwise.right_shift(tf.cast(bits[..., 0], tf.uint64) * count, tf.constant(32, tf.uint64)), tf.int64)
+    return tf.cast(
+        tf.bitwise.right_shift(tf.cast(bits[..., 0], tf.uint64) * count, tf.constant(32, tf.uint64)), tf.int64
+    )

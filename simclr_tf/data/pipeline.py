@@ -26,7 +26,7 @@ _EXAMPLES_PER_PLAN = 2048
 
 
 class _Plan(NamedTuple):
-    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` is False for padding."""
+    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` False for padding."""
 
     seeds: tf.Tensor
     index: tf.Tensor

@@ -87,7 +87,9 @@ def _walk(read, size: int, path: str) -> list[bytes]:
 
 
 def _broken(path: str, at: int) -> UserError:
-    return UserError(f"{path} is no sound TFRecord file: the record at byte {at} is damaged or cut off; prepare it again")
+    return UserError(
+        f"{path} is no sound TFRecord file: the record at byte {at} is damaged or cut off; prepare it again"
+    )
 
 
 class Index(NamedTuple):
@@ -136,7 +138,8 @@ def index(parts: Sequence[tuple[str, int, int]]) -> Index:
         chosen = slice(skip, skip + take)
         if len(scanned[row][0]) < skip + take:
             raise UserError(
-                f"{path} has {len(scanned[row][0])} records in place of at least {skip + take}; prepare the data set again"
+                f"{path} has {len(scanned[row][0])} records in place of at least {skip + take}; prepare the data set "
+                "again"
             )
         offsets.append(scanned[row][0][chosen])
         lengths.append(scanned[row][1][chosen])

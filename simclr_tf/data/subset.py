@@ -1,7 +1,7 @@
 """Labelled subsets: a few examples of each class, the same on every machine.
 
-Examples of a class are ranked by a hash of (seed, example id), and the first ones are taken. A subset depends neither on
-the order of examples nor on how many are taken otherwise: 1 % is contained in 10 % of the same seed.
+Examples of a class are ranked by a hash of (seed, example id), and the first ones are taken. A subset depends neither
+on the order of examples nor on how many are taken otherwise: 1 % is contained in 10 % of the same seed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def labelled_subset(
         rows = _listed(source, list_file)
         unlabelled = rows[labels[rows] < 0]
         if len(unlabelled):
-            raise UserError(f"{list_file} names {source.example_ids[unlabelled[0]]} of {source.name}, which has no label")
+            raise UserError(
+                f"{list_file} names {source.example_ids[unlabelled[0]]} of {source.name}, which has no label"
+            )
         return Subset(source, rows, f"{source.name}, {len(rows)} of {list_file}")
     rows = []
     keys = _ranks(source.example_ids, seed)
@@ -107,7 +109,9 @@ def labelled_subset(
 
 def _ranks(ids: Sequence[str], seed: int) -> np.ndarray:
     """[N] bytes to sort by."""
-    hashes = [hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest() for name in ids]
+    hashes = [
+        hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest() for name in ids
+    ]
     # NumPy's byte strings drop zeros at their end.
     return np.array([digest.hex() for digest in hashes], dtype="S32")
 
@@ -131,14 +135,16 @@ def _listed(source: Source, path: str) -> np.ndarray:
         if found is None:
             unknown.append(name)
         elif found < 0:
-            raise UserError(f"Data.label_list {path} names {name}, which several files of {source.name} are called; add the folder")
+            raise UserError(
+                f"Data.label_list {path} names {name}, which several files of {source.name} are called; add the folder"
+            )
         else:
             rows.append(found)
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
-            f"Data.label_list {path} names {', '.join(unknown[:3])}{more}, not in {source.name}; its examples are called "
-            f"like {source.example_ids[0]}"
+            f"Data.label_list {path} names {', '.join(unknown[:3])}{more}, not in {source.name}; its examples are "
+            f"called like {source.example_ids[0]}"
         )
     return np.unique(np.array(rows, np.int64))
 

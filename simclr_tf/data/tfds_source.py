@@ -27,7 +27,9 @@ def _import_tfds() -> ModuleType:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise UserError(f"tfds: sources need tensorflow-datasets, which cannot be imported ({error}); install it") from None
+        raise UserError(
+            f"tfds: sources need tensorflow-datasets, which cannot be imported ({error}); install it"
+        ) from None
     return tensorflow_datasets
 
 
@@ -60,8 +62,8 @@ def _prepare(tfds: ModuleType, builder: Any, name: str, data_dir: str | None, do
     ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"tfds:{name} is not prepared in {where} and could not be downloaded ({first}); prepare it where there is a "
-            "network and give its folder as --data_dir"
+            f"tfds:{name} is not prepared in {where} and could not be downloaded ({first}); prepare it where there is "
+            "a network and give its folder as --data_dir"
         ) from None
 
 
@@ -195,7 +197,9 @@ def _instructions(builder: Any, split: str, name: str) -> list[Any]:
     info = builder.info
     file_format = getattr(info.file_format, "value", None)
     if file_format != "tfrecord":
-        raise UserError(f"tfds:{name} is prepared as {file_format}, and only TFRecord can be read; prepare it as tfrecord")
+        raise UserError(
+            f"tfds:{name} is prepared as {file_format}, and only TFRecord can be read; prepare it as tfrecord"
+        )
     try:
         found = [part for part in info.splits[split].file_instructions if part.take]
     except ValueError:
@@ -216,6 +220,6 @@ def _check_labels(labels: np.ndarray, classes: int, name: str) -> None:
     wrong = (labels < -1) | (labels >= classes)
     if wrong.any():
         raise UserError(
-            f"{name} has label {labels[wrong][0]} (example {int(np.argmax(wrong))}), but {classes} classes: labels go from "
-            f"0 to {classes - 1}; prepare it again"
+            f"{name} has label {labels[wrong][0]} (example {int(np.argmax(wrong))}), but {classes} classes: labels go "
+            f"from 0 to {classes - 1}; prepare it again"
         )

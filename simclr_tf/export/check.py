@@ -26,7 +26,9 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     return difference / max(float(np.linalg.norm(expected)), 1e-30) if np.isfinite(difference) else float("inf")
 
 
-def compare(folder: str, images: np.ndarray, image_bytes: list[bytes], expected: dict[str, np.ndarray]) -> dict[str, float]:
+def compare(
+    folder: str, images: np.ndarray, image_bytes: list[bytes], expected: dict[str, np.ndarray]
+) -> dict[str, float]:
     """Lets a fresh process compute what a SavedModel says.
 
     Args:
@@ -66,8 +68,8 @@ def compare(folder: str, images: np.ndarray, image_bytes: list[bytes], expected:
     for name, error in errors.items():
         if not error < TOLERANCE:
             raise UserError(
-                f"the export's {name} differs from the network by {error:.2g} (relative) when a fresh process loads it; "
-                "nothing was exported"
+                f"the export's {name} differs from the network by {error:.2g} (relative) when a fresh process loads "
+                "it; nothing was exported"
             )
     return errors
 

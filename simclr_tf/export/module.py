@@ -1,8 +1,9 @@
 """What is saved: a network as a reusable SavedModel with TF Hub's common image API.
 
 Such an object is called as `module(images, training=False)`, says which of its variables to train, and moves its batch
-norm's averages when it is called with `training=True`: `hub.KerasLayer(path, trainable=True)` needs no more. Batch norm's
-training statistics are those of the replica that calls, since the strategy of whoever fine-tunes it is not known here.
+norm's averages when it is called with `training=True`: `hub.KerasLayer(path, trainable=True)` needs no more. Batch
+norm's training statistics are those of the replica that calls, since the strategy of whoever fine-tunes it is not known
+here.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
       assets: name -> local file, stored with it.
 
     Returns:
-      The object; `__call__(images, training=False, return_endpoints=False)` takes images [B, H, W, 3] float32 in [0, 1] of
-      any size and returns features [B, D] or logits [B, C]; with `return_endpoints` a dictionary, in which they are
+      The object; `__call__(images, training=False, return_endpoints=False)` takes images [B, H, W, 3] float32 in [0, 1]
+      of any size and returns features [B, D] or logits [B, C]; with `return_endpoints` a dictionary, in which they are
       "default". `signatures` are not set yet.
     """
     if kind == FEATURES and layer not in layers(network):
@@ -93,11 +94,13 @@ def _flat(value: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(value, axis=[1, 2]) if value.shape.rank == 4 else value
 
 
-def signatures(module: tf.train.Checkpoint, kind: str, image_size: int) -> dict[str, tf.types.experimental.ConcreteFunction]:
+def signatures(
+    module: tf.train.Checkpoint, kind: str, image_size: int
+) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Returns the signatures to save with a module.
 
-    `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]; `serving_bytes` takes `image_bytes`, [B] strings, each
-    a whole JPEG, PNG, BMP or GIF file, and does the evaluation's preprocessing for `image_size`. Both return
+    `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]; `serving_bytes` takes `image_bytes`, [B] strings,
+    each a whole JPEG, PNG, BMP or GIF file, and does the evaluation's preprocessing for `image_size`. Both return
     `feature_vector` [B, D], or `logits` and `probabilities` [B, C].
     """
 

@@ -62,7 +62,11 @@ def prune(parent: str, keep: int) -> list[str]:
             continue
         for file in [*(str(file) for file in listed), MARKER]:
             path = os.path.normpath(os.path.join(folder, file)) if "://" not in folder else os.path.join(folder, file)
-            inside = path.startswith(folder.rstrip("/") + "/") or "://" not in folder and path.startswith(os.path.normpath(folder) + os.sep)
+            inside = (
+                path.startswith(folder.rstrip("/") + "/")
+                or "://" not in folder
+                and path.startswith(os.path.normpath(folder) + os.sep)
+            )
             if inside and ".." not in file.split("/") and tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
                 tf.io.gfile.remove(path)
         _remove_empty(folder)
@@ -73,7 +77,9 @@ def prune(parent: str, keep: int) -> list[str]:
 def _files(folder: str) -> list[str]:
     found = []
     for path, _, files in tf.io.gfile.walk(folder):
-        inner = os.path.relpath(path, folder) if "://" not in folder else path[len(folder.rstrip("/")) :].strip("/") or "."
+        inner = (
+            os.path.relpath(path, folder) if "://" not in folder else path[len(folder.rstrip("/")) :].strip("/") or "."
+        )
         found += [file if inner == "." else f"{inner}/{file}" for file in files]
     return sorted(found)
 

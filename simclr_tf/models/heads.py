@@ -29,7 +29,7 @@ class ProjectionLayer(keras.layers.Layer):
 
 
 class ProjectionHead(keras.Model):
-    """N projection layers: hidden ones as wide as the encoder's output, the last of `output_dim` (Chen et al. 2020b)."""
+    """N projection layers: hidden ones as wide as the encoder's output, the last `output_dim` (Chen et al. 2020b)."""
 
     def __init__(
         self, input_dim: int, num_layers: int = 3, output_dim: int = 128, used_layers: int | None = None, **kwargs
@@ -40,8 +40,8 @@ class ProjectionHead(keras.Model):
           input_dim: width of the encoder's output, and of the hidden layers.
           num_layers: 0-4; 0 contrasts the encoder's output itself.
           output_dim: width of the projection.
-          used_layers: how many of the layers exist, the first ones; None for all. Fine-tuning from a hidden layer throws
-            away what comes after it.
+          used_layers: how many of the layers exist, the first ones; None for all. Fine-tuning from a hidden layer
+            throws away what comes after it.
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)

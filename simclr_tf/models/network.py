@@ -65,7 +65,11 @@ def _head_mismatch(there: dict | None, here: dict) -> list[str]:
             f"head_layer_{used_here} is {'the projection' if is_projection(side) else 'hidden'} {where}"
             for where, side in (("there", there), ("here", here))
         ]
-    return differences({"output_dim": there["output_dim"]}, {"output_dim": here["output_dim"]}) if is_projection(here) else []
+    return (
+        differences({"output_dim": there["output_dim"]}, {"output_dim": here["output_dim"]})
+        if is_projection(here)
+        else []
+    )
 
 
 class Network(tf.Module):
@@ -164,7 +168,9 @@ class Network(tf.Module):
         rows = {name: Frozen(i + 1, 0, _layers(self.encoder, i + 1)) for i, name in enumerate(sections)}
         whole = rows["final_avg_pool"] = rows[sections[-1]]
         for i in range(len(self.head.projections) if self.head is not None else 0):
-            rows[f"head_layer_{i + 1}"] = Frozen(whole.sections, i + 1, [*whole.layers, *self.head.projections[: i + 1]])
+            rows[f"head_layer_{i + 1}"] = Frozen(
+                whole.sections, i + 1, [*whole.layers, *self.head.projections[: i + 1]]
+            )
         if output not in rows:
             raise UserError(f"there is no output {output!r} to freeze up to; choose None or one of {', '.join(rows)}")
         return rows[output]
@@ -173,7 +179,9 @@ class Network(tf.Module):
         """Lists why a part of this network cannot take its values from the network that `description` tells of."""
         if part == "head":
             return _head_mismatch(description.get("head"), self.head.describe())
-        there, here = ({name: side.get(name) for name in _DESCRIBED_BY[part]} for side in (description, self.describe()))
+        there, here = (
+            {name: side.get(name) for name in _DESCRIBED_BY[part]} for side in (description, self.describe())
+        )
         if part == "encoder":
             there, here = there["encoder"] or {}, here["encoder"]
         return differences(there, here)
@@ -229,8 +237,8 @@ def with_first_layers(
         return None
     if make_head is None:
         raise UserError(
-            f"{owner}.head_layer is {count}, but there is no projection head; set it to 0 (the encoder's output), or bind "
-            f"{owner}.make_head"
+            f"{owner}.head_layer is {count}, but there is no projection head; set it to 0 (the encoder's output), or "
+            f"bind {owner}.make_head"
         )
     return lambda **kwargs: make_head(used_layers=count, **kwargs)
 

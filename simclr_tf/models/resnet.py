@@ -46,8 +46,8 @@ class ResNet(keras.Model):
           sk_ratio: selective kernels' bottleneck ratio, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
           se_ratio: squeeze-and-excitation's bottleneck ratio; 0 turns it off.
           stem: "imagenet" (stride 4) or "cifar" (one 3x3 at stride 1, no pooling, for images of about 32 pixels).
-          remat: compute each residual block's activations again in the backward pass instead of keeping them: less memory
-            for about a third more work. Changes no number, and is no part of the architecture.
+          remat: compute each residual block's activations again in the backward pass instead of keeping them: less
+            memory for about a third more work. Changes no number, and is no part of the architecture.
           **kwargs: `name` and `dtype` (a Keras policy).
 
         Raises:
@@ -59,7 +59,9 @@ class ResNet(keras.Model):
         if stem not in _STEMS:
             raise UserError(f"ResNet.stem is {stem!r}; choose one of {', '.join(_STEMS)}")
         if not isinstance(width, (int, float)) or width <= 0 or (64 * width) % 2:
-            raise UserError(f"ResNet.width is {width!r}; use 1-4, or a fraction that keeps 64 x width even, such as 0.25")
+            raise UserError(
+                f"ResNet.width is {width!r}; use 1-4, or a fraction that keeps 64 x width even, such as 0.25"
+            )
         for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
             if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
                 raise UserError(f"ResNet.{name} is {ratio!r}; use a number from 0 (off) to 1, such as 0.0625")

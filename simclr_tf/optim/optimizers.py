@@ -141,7 +141,13 @@ class AdamW(Optimizer):
     def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0):
         """Sets the two averages' decay rates, the constant under the root's sum, and the weight decay."""
         super().__init__()
-        _check("AdamW", beta_1=(beta_1, 0, 1), beta_2=(beta_2, 0, 1), epsilon=(epsilon, 0, 1), weight_decay=(weight_decay, 0, 10))
+        _check(
+            "AdamW",
+            beta_1=(beta_1, 0, 1),
+            beta_2=(beta_2, 0, 1),
+            epsilon=(epsilon, 0, 1),
+            weight_decay=(weight_decay, 0, 10),
+        )
         self._beta_1, self._beta_2, self._epsilon, self._weight_decay = beta_1, beta_2, epsilon, weight_decay
 
     def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
@@ -170,7 +176,13 @@ class Lamb(Optimizer):
         """
         super().__init__()
         self._make = addons("the LAMB optimizer").optimizers.LAMB
-        _check("Lamb", beta_1=(beta_1, 0, 1), beta_2=(beta_2, 0, 1), epsilon=(epsilon, 0, 1), weight_decay=(weight_decay, 0, 10))
+        _check(
+            "Lamb",
+            beta_1=(beta_1, 0, 1),
+            beta_2=(beta_2, 0, 1),
+            epsilon=(epsilon, 0, 1),
+            weight_decay=(weight_decay, 0, 10),
+        )
         self._moments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
         self._weight_decay = weight_decay
 
@@ -181,7 +193,9 @@ class Lamb(Optimizer):
         everything = [".*"]
         settings = {"learning_rate": lambda: self._rate, **self._moments}
         self.decayed = self._make(weight_decay=self._weight_decay, **settings)
-        self.plain = self._make(exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **settings)
+        self.plain = self._make(
+            exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **settings
+        )
         for optimizer, members in self._parts():
             optimizer._create_all_weights(members)
 

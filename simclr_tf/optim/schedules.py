@@ -15,7 +15,7 @@ _SCALINGS = {
 
 
 def train_steps(num_examples: int, epochs: float, global_batch_size: int) -> int:
-    """Returns the number of training steps for a number of epochs, as the published code counts: one more at the end."""
+    """Returns the number of training steps for a number of epochs, as the published code counts: one more at last."""
     return int(num_examples * epochs // global_batch_size) + 1
 
 
