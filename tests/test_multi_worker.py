@@ -86,7 +86,8 @@ def assert_equal_runs(workdir, expected, tolerance: float = 1e-9) -> None:
         for name in one:
             assert abs(one[name] - other[name]) <= tolerance * max(1, abs(one[name])), (name, one["step"])
     readers = [
-        tf.compat.v1.train.NewCheckpointReader(str(folder / "checkpoints" / f"step-{STEPS}")) for folder in (workdir, expected)
+        tf.compat.v1.train.NewCheckpointReader(str(folder / "checkpoints" / f"step-{STEPS}"))
+        for folder in (workdir, expected)
     ]
     names = [set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"} for reader in readers]
     assert names[0] == names[1]
@@ -117,7 +118,7 @@ def test_two_virtual_devices_equal_one_device(tmp_path, one_device):
 def test_a_killed_worker_and_the_same_end(tmp_path, one_device):
     """Two workers equal one device, also when one of them is killed on the way and all are started again."""
     first = tmp_path / "first"
-    processes = start_workers(first, f"--gin_param=train.steps_per_call=1")
+    processes = start_workers(first, "--gin_param=train.steps_per_call=1")
     deadline = time.monotonic() + TIMEOUT
     saved = first / "checkpoints" / f"step-{SAVE_EVERY}.index"
     while not saved.exists() and all(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -128,7 +129,7 @@ def test_a_killed_worker_and_the_same_end(tmp_path, one_device):
     if chief == 0:  # It was quicker than the kill.
         shutil.rmtree(first / "checkpoints")
     else:
-        # 75 asks for another start; TensorFlow's own watchdog may abort a process first, which launch scripts take alike.
+        # 75 asks for another start; TensorFlow's own watchdog may abort the process first, which scripts take alike.
         assert chief == 75 or chief < 0, told
     ends = finish(start_workers(first))
     assert [code for code, _ in ends] == [0, 0], ends

@@ -24,7 +24,7 @@ from simclr_tf.lock import WorkdirLock
 from simclr_tf.memory import Memory
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.optimizers import Lars, Sgd
+from simclr_tf.optim.optimizers import Lars
 from simclr_tf.optim.schedules import WarmupCosine
 from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
@@ -38,14 +38,14 @@ def data(train_split: str = "train[:48]") -> Data:
     return Data(train_split=train_split, eval_split="test[:16]", image_size=16)
 
 
-def run(workdir, *, depth=18, width=0.0625, data=data(), optimizer=Lars, place=None, **changes) -> dict:
+def run(workdir, *, depth=18, images=None, place=None, **changes) -> dict:
     """A pretraining run with a memory, in this process."""
 
     def make_stage(precision, data_dir):
         return Pretrain(
-            data=data,
+            data=images or data(),
             augment=Augment(blur_probability=0.0, color_strength=0.0, gray_probability=0.0),
-            make_encoder=lambda **kw: ResNet(depth, width, stem="cifar", **kw),
+            make_encoder=lambda **kw: ResNet(depth, 0.0625, stem="cifar", **kw),
             make_head=lambda **kw: ProjectionHead(num_layers=1, output_dim=8, **kw),
             make_memory=lambda online: Memory(online, queue_size=40, decay=0.9),
             precision=precision,
@@ -56,7 +56,7 @@ def run(workdir, *, depth=18, width=0.0625, data=data(), optimizer=Lars, place=N
     return train(
         Place(str(workdir), make_strategy("one_device"), **(place or {})),
         make_stage,
-        optimizer,
+        Lars,
         lambda: WarmupCosine(base_learning_rate=0.5, warmup_fraction=0.2),
         **{**settings, **changes},
     )
@@ -186,35 +186,38 @@ def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()}
 
 
-def settings(name: str, value: str) -> dict:
-    return {"settings": lambda: {name: value}}
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"global_batch_size": 24}, "global_batch_size is 16 there, 24 here"),
-        ({"steps": 12}, "steps is 9 there, 12 here"),
-        ({"seed": 2}, "seed is 1 there, 2 here"),
-        ({"precision": "bfloat16"}, "precision is 'float32' there, 'bfloat16' here"),
-        ({"depth": 34}, "encoder's depth is 18 there, 34 here"),
-        ({"width": 0.125}, "encoder's width is 0.0625 there, 0.125 here"),
-        ({"data": data("train[:64]")}, "num_examples is 48 there, 64 here"),
-        ({"place": settings("train.make_optimizer", "@Sgd"), "optimizer": Sgd}, "train.make_optimizer is '@Lars' there"),
-        ({"place": settings("Pretrain.temperature", "0.5")}, "Pretrain.temperature is '0.1' there, '0.5' here"),
+        ({"steps": 12, "seed": 2, "global_batch_size": 24}, ["steps is 9 there, 12 here", "seed is 1", "size is 16 there"]),
+        ({"depth": 34}, ["encoder's depth is 18 there, 34 here"]),
+        ({"images": data("train[:64]")}, ["num_examples is 48 there, 64 here"]),
     ],
 )
 def test_another_run_is_refused_by_name(whole, tmp_path, changes, named):
     workdir = copy(whole, tmp_path)
-    there = json.loads(read(workdir, identity.RUN))
-    there["settings"] = {"Pretrain.temperature": "0.1", "train.make_optimizer": "@Lars"}
-    (workdir / identity.RUN).write_text(json.dumps(there))
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "lock.json"}
     with pytest.raises(UserError, match="holds another run") as refused:
         run(workdir, **changes)
-    assert named in str(refused.value)
+    assert all(name in str(refused.value) for name in named)
     assert "\n" not in str(refused.value)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_any_setting_that_changes_a_step_is_compared(whole, tmp_path):
+    workdir = str(copy(whole, tmp_path))
+    settings = {"Pretrain.temperature": "0.1", "train.make_optimizer": "@Lars", "train.keep_checkpoints": "3"}
+    stage = {"stage": "pretrain", "network": {}}
+    identity.save(workdir, identity.identify(settings, precision="float32"))
+    harmless = {**settings, "train.keep_checkpoints": "9", "Data.new_in_this_version": "1"}
+    identity.check(workdir, stage, identity.identify(harmless, precision="float32"))
+    for change, facts, named in [
+        ({"Pretrain.temperature": "0.5"}, {"precision": "float32"}, "Pretrain.temperature is '0.1' there, '0.5' here"),
+        ({"train.make_optimizer": "@Sgd"}, {"precision": "float32"}, "train.make_optimizer is '@Lars' there"),
+        ({}, {"precision": "bfloat16"}, "precision is 'float32' there, 'bfloat16' here"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            identity.check(workdir, stage, identity.identify({**settings, **change}, **facts))
 
 
 def test_everything_may_change_before_there_is_a_checkpoint(whole, tmp_path):
