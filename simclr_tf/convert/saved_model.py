@@ -147,7 +147,7 @@ def _assign(wanted: list[tuple[Group, str, Shape]], keys: list[str], shapes: dic
 def _heads(
     trained: list[str], moving: list[str], frozen_classifier: list[str], shapes: dict[str, Shape]
 ) -> tuple[list[Group], list[Group], Group | None] | None:
-    """Takes apart what follows the encoder: projection layers (gamma, beta, kernel; the last has no beta), classifier."""
+    """Takes apart what follows the encoder: projection layers (gamma, beta, kernel; the last: no beta), classifier."""
     trained = [*trained, *frozen_classifier]
     dense, norms, place = [], [], 0
     ranks = [len(shapes[key]) for key in trained]
