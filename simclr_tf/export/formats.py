@@ -25,8 +25,8 @@ def _optional(name: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt, or "
-            "leave it out of export.formats"
+            f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt, "
+            "or leave it out of export.formats"
         ) from None
 
 
@@ -118,7 +118,8 @@ def _compare(kind: str, actual: dict[str, np.ndarray], expected: dict[str, np.nd
     worst = max(errors, key=errors.get)
     if not errors[worst] < TOLERANCE:
         raise UserError(
-            f"the {kind} model's {worst} differs from the network by {errors[worst]:.2g} (relative); nothing was exported"
+            f"the {kind} model's {worst} differs from the network by {errors[worst]:.2g} (relative); nothing was "
+            "exported"
         )
     return errors[worst]
 

@@ -34,13 +34,15 @@ def run_export(
 ) -> dict[str, str]:
     """Exports the newest checkpoint of a run.
 
-    Writes `OUTPUT/feature_vector/STEP` and, where there is a classifier, `OUTPUT/classifier/STEP`; see `export.module` for
-    what they take and return. Each is loaded by a fresh process and compared on real images before it gets its name.
+    Writes `OUTPUT/feature_vector/STEP` and, where there is a classifier, `OUTPUT/classifier/STEP`; see `export.module`
+    for what they take and return. Each is loaded by a fresh process and compared on real images before it gets its
+    name.
 
     Args:
       place: its `workdir` is the run; its `output` the folder to write to, None for `export` in the workdir.
       layer: which output is the feature vector: "final_avg_pool", "head_layer_1" .., or a map such as "block_group4".
-      formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's ResNet).
+      formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's
+        ResNet).
       image_size: of `serving_bytes`, TFLite and ONNX, in pixels; None takes the run's.
       keep: how many versions of each to keep; older ones that this verb wrote are deleted.
       weights: "trained", or "momentum" for the momentum network of a run with a memory (features only).
@@ -81,7 +83,11 @@ def run_export(
         for old in versions.prune(parent, keep):
             print(f"  deleted {old}, an older version")
     if CLASSIFIER not in kinds:
-        print("  no classifier: the run has none" if weights == "trained" else "  no classifier: the momentum network has none")
+        print(
+            "  no classifier: the run has none"
+            if weights == "trained"
+            else "  no classifier: the momentum network has none"
+        )
     return finished
 
 
@@ -102,7 +108,9 @@ def _take_momentum(network: Network, path: str, workdir: str) -> None:
     """Replaces encoder and head by the momentum network's; the classifier was trained on the others."""
     keys = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     if not any(key.startswith("memory/network/encoder/") for key in keys):
-        raise UserError(f"export.weights is 'momentum', but --workdir={workdir} was trained without a memory; use 'trained'")
+        raise UserError(
+            f"export.weights is 'momentum', but --workdir={workdir} was trained without a memory; use 'trained'"
+        )
     parts = {name: part for name, part in network.parts().items() if name != "classifier"}
     averaged = tf.train.Checkpoint(memory=tf.train.Checkpoint(network=tf.train.Checkpoint(**parts)))
     averaged.restore(path).assert_existing_objects_matched()
@@ -150,7 +158,9 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
     unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
     unlike += [f"no {name}" for name in missing]
     if unlike:
-        raise UserError(f"{final} is an export of the same step with {'; '.join(unlike)[:300]}; give another --output, or delete it")
+        raise UserError(
+            f"{final} is an export of the same step with {'; '.join(unlike)[:300]}; give another --output, or delete it"
+        )
     return True
 
 
@@ -164,7 +174,11 @@ def _samples(size: int) -> tuple[np.ndarray, list[bytes]]:
 def _outputs(kind: str):
     def outputs(module, images: tf.Tensor) -> dict[str, tf.Tensor]:
         value = module.__call__(images, training=False, return_endpoints=False)
-        return {"logits": value, "probabilities": tf.nn.softmax(value)} if kind == CLASSIFIER else {"feature_vector": value}
+        return (
+            {"logits": value, "probabilities": tf.nn.softmax(value)}
+            if kind == CLASSIFIER
+            else {"feature_vector": value}
+        )
 
     return outputs
 
@@ -180,7 +194,9 @@ def _expected(network: Network, kind: str, layer: str, images: np.ndarray) -> di
     return {"feature_vector": value.mean(axis=(1, 2)) if value.ndim == 4 else value}
 
 
-def _export_one(network: Network, kind: str, layer: str, details: dict, wanted: list[str], parent: str, step: int) -> None:
+def _export_one(
+    network: Network, kind: str, layer: str, details: dict, wanted: list[str], parent: str, step: int
+) -> None:
     images, encoded = _samples(details["image_size"])
     named = _expected(network, kind, layer, images)
     folder = versions.aside(parent)
@@ -208,7 +224,10 @@ def _export_one(network: Network, kind: str, layer: str, details: dict, wanted: 
     finally:
         versions.discard(folder)
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    print(f"export: {final} ({'classes' if kind == CLASSIFIER else details['layer']}); differs on {len(images)} images by {told}")
+    print(
+        f"export: {final} ({'classes' if kind == CLASSIFIER else details['layer']}); differs on {len(images)} images "
+        f"by {told}"
+    )
 
 
 def _write_torch(network: Network, kind: str, path: str, encoded: list[bytes]) -> float:

@@ -1,4 +1,5 @@
-"""Building blocks of the encoders: convolution with batch norm, selective kernels, squeeze-and-excitation, residual blocks.
+"""Building blocks of the encoders: convolution with batch norm, selective kernels, squeeze-and-excitation, residual
+blocks.
 
 `units()` lists a block's convolutions and batch norms in the order in which the published code creates them; its
 checkpoints number them so.
@@ -16,7 +17,9 @@ from simclr_tf.stack import keras, tf
 class ConvNorm(keras.layers.Layer):
     """Convolution, batch norm and, if asked for, ReLU."""
 
-    def __init__(self, filters: int, kernel_size: int, *, strides: int = 1, relu: bool = True, zero: bool = False, **kwargs):
+    def __init__(
+        self, filters: int, kernel_size: int, *, strides: int = 1, relu: bool = True, zero: bool = False, **kwargs
+    ):
         """Creates the pair; `zero` starts gamma at zero (the end of a residual branch)."""
         super().__init__(**kwargs)
         policy = self._dtype_policy
@@ -93,7 +96,9 @@ class Shortcut(keras.layers.Layer):
         super().__init__(**kwargs)
         self._strides = strides
         self._average_pool = average_pool
-        self.project = ConvNorm(filters, 1, strides=1 if average_pool else strides, relu=False, dtype=self._dtype_policy)
+        self.project = ConvNorm(
+            filters, 1, strides=1 if average_pool else strides, relu=False, dtype=self._dtype_policy
+        )
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""

@@ -1,9 +1,9 @@
 """The one convolution in this project, and on CPUs a quicker way to its kernel's gradient.
 
-oneDNN, which computes TensorFlow's convolutions on x86 CPUs, is quick in bfloat16 forward and to the inputs, but reaches
-a fifth to a half of that for the kernel's gradient of small maps with many channels. That gradient is a convolution too:
-of the inputs by the outputs' gradient, with examples and channels exchanged. `docs/performance.md` has the figures, and
-what else was tried.
+oneDNN, which computes TensorFlow's convolutions on x86 CPUs, is quick in bfloat16 forward and to the inputs, but
+reaches a fifth to a half of that for the kernel's gradient of small maps with many channels. That gradient is a
+convolution too: of the inputs by the outputs' gradient, with examples and channels exchanged. `docs/performance.md` has
+the figures, and what else was tried.
 """
 
 from __future__ import annotations
