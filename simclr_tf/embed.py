@@ -15,7 +15,7 @@ from simclr_tf.data.base import Source
 from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import Subset
-from simclr_tf.errors import UserError
+from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import layers
 from simclr_tf.models.network import Network, resolve_precision
 from simclr_tf.progress import Progress
@@ -59,6 +59,8 @@ def run_embed(
     for name, value in {"batch_size": batch_size, "images_per_part": images_per_part}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"embed.{name} is {value!r}; use a whole number of at least 1")
+    if ":" not in place.source:
+        raise UsageError(f"--source={place.source} names no kind of images; write folder:{place.source}, or tfds:NAME")
     vectors.check_path(place.output, "--output")
     with place.strategy.scope():
         network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))

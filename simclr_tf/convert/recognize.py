@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from simclr_tf.errors import UserError
+from simclr_tf.models.blocks import basic_block
 from simclr_tf.models.published import NORM_LEAVES, Unit, layout
 from simclr_tf.models.resnet import DEPTHS
 
@@ -111,7 +112,7 @@ def _candidates(kernels: list[Shape], order: Callable = published_order) -> list
     found = []
     for depth in DEPTHS:
         for stem in ("imagenet", "cifar"):
-            for sk in (False, True) if depth >= 50 else (False,):
+            for sk in (False,) if DEPTHS[depth][0] is basic_block else (False, True):
                 # ResNet-D's stem, which comes with selective kernels, starts at half the width.
                 base = 2 * first if sk and stem == "imagenet" else first
                 if base % 2:

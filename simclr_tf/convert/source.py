@@ -52,15 +52,9 @@ class Source:
         Raises:
           UserError: where the file is cut off, or the value is no finite number.
         """
-        try:
-            value = self._reader.get_tensor(key)
-        except _UNREADABLE as error:
-            raise UserError(
-                f"the checkpoint {self.path} is damaged: {key} cannot be read ({_first_line(error)}); copy it again"
-            ) from None
         if not self._dtypes[key].is_floating:
             raise UserError(f"{key} in {self.path} is of type {self._dtypes[key].name}, but weights are floating; give another")
-        value = np.asarray(value, np.float32)
+        value = np.asarray(self._tensor(key), np.float32)
         if not np.all(np.isfinite(value)):
             raise UserError(f"{key} in {self.path} has values that are not finite; give another checkpoint")
         return value
@@ -68,9 +62,17 @@ class Source:
     def read_step(self, keys: list[str]) -> int:
         """Returns the first of `keys` that is there as a whole number, 0 where none is."""
         for key in keys:
-            if self.shapes.get(key) == ():
-                return int(self._reader.get_tensor(key))
+            if self.shapes.get(key) == () and self._dtypes[key].is_integer:
+                return max(0, int(self._tensor(key)))
         return 0
+
+    def _tensor(self, key: str) -> np.ndarray:
+        try:
+            return self._reader.get_tensor(key)
+        except _UNREADABLE as error:
+            raise UserError(
+                f"the checkpoint {self.path} is damaged: {key} cannot be read ({_first_line(error)}); copy it again"
+            ) from None
 
 
 def _find(path: str) -> str:

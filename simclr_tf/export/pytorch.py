@@ -19,7 +19,7 @@ import numpy as np
 
 from simclr_tf.errors import UserError
 from simclr_tf.export.check import TOLERANCE, relative
-from simclr_tf.models.blocks import ConvNorm
+from simclr_tf.models.blocks import ConvNorm, basic_block
 from simclr_tf.models.network import Network
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import DEPTHS
@@ -36,7 +36,7 @@ def why_not(network: Network) -> str | None:
         return "selective kernels and squeeze-and-excitation are not in torchvision's ResNet"
     if encoder.stem_kind != "imagenet":
         return "the CIFAR stem is not in torchvision's ResNet"
-    if encoder.depth < 50:
+    if DEPTHS[encoder.depth][0] is basic_block:
         return f"a ResNet-{encoder.depth} has a projection in its first block here, torchvision's has none"
     if encoder.width != 1:
         return f"torchvision's ResNet has no width {encoder.width:g} (its wide ones widen only the 3x3 convolutions)"

@@ -1,0 +1,490 @@
+"""Exports: what a fresh process makes of them, how they train, versions, other formats; and teachers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+from tiny_run import TINY
+
+from simclr_tf import checkpoint, records
+from simclr_tf.data.sources import open_source
+from simclr_tf.errors import UserError
+from simclr_tf.export import check, formats, pytorch, verb, versions
+from simclr_tf.export.module import CLASSIFIER, FEATURES, make_module, preprocess
+from simclr_tf.models.network import Network
+from simclr_tf.stack import keras, tf
+from simclr_tf.teacher import load_teacher
+from simclr_tf.train import Place
+
+CLASSES = ["cat", "dog", "a\nlong name"]
+ENCODER = {**TINY, "sk_ratio": 0.0, "se_ratio": 0.0}
+
+
+def make_network(encoder=None, *, head=True, layer=1, classes=3, size=16) -> Network:
+    network = Network.from_description(
+        {
+            "encoder": encoder or ENCODER,
+            "head": {"num_layers": 2, "output_dim": 8} if head else None,
+            "num_classes": classes,
+            "classifier_layer": layer if head else 0,
+            "image_size": size,
+        }
+    )
+    rng = np.random.default_rng(0)
+    for part in network.parts().values():
+        for variable in part.variables:  # As if trained: nothing at its first value.
+            spread = 0.2 if variable.shape.rank == 1 else 0.05
+            variable.assign(variable + spread * np.abs(rng.standard_normal(variable.shape)))
+    return network
+
+
+def make_run(workdir, network: Network, step: int = 7) -> str:
+    checkpoint.Checkpoints(str(workdir), network.parts(), keep=3).save(step)
+    names = CLASSES if network.num_classes == len(CLASSES) else []
+    description = {"stage": "finetune", "network": network.describe(), "class_names": names, "data": {"image_size": 16}}
+    records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
+    return str(workdir)
+
+
+def export(workdir, output=None, **settings):
+    return verb.run_export(Place(str(workdir), tf.distribute.get_strategy(), output=output), **settings)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return make_network()
+
+
+@pytest.fixture(scope="module")
+def workdir(network, tmp_path_factory) -> str:
+    return make_run(tmp_path_factory.mktemp("run"), network)
+
+
+@pytest.fixture(scope="module")
+def exported(workdir) -> dict[str, str]:
+    return export(workdir, layer="head_layer_1", formats=["tflite"])
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return {kind: tf.saved_model.load(folder) for kind, folder in exported.items()}
+
+
+def images(count=4, height=16, width=16) -> np.ndarray:
+    return np.random.default_rng(1).uniform(size=(count, height, width, 3)).astype(np.float32)
+
+
+def test_versions_are_numbered_by_step(exported, workdir):
+    assert exported == {kind: f"{workdir}/export/{kind}/7" for kind in ("feature_vector", "classifier")}
+    for folder in exported.values():
+        assert os.path.exists(os.path.join(folder, "saved_model.pb"))
+        assert os.path.exists(os.path.join(folder, "model.tflite"))
+    assert sorted(os.listdir(f"{workdir}/export/classifier")) == ["7"]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 20), (8, 64)])
+def test_images_of_any_size_give_what_the_network_says(loaded, network, size):
+    x = images(3, *size)
+    outputs = network.outputs(x, training=False)
+    np.testing.assert_allclose(loaded["feature_vector"](x), outputs["head_layer_1"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded["classifier"](x), network.logits(x, training=False), rtol=1e-4, atol=1e-5)
+    named = loaded["classifier"](x, training=False, return_endpoints=True)
+    assert {"block_group1", "final_avg_pool", "logits", "default"} <= set(named)
+    np.testing.assert_allclose(named["final_avg_pool"], outputs["final_avg_pool"], rtol=1e-4, atol=1e-5)
+
+
+def test_signatures_name_their_outputs(loaded, network):
+    x = images()
+    served = loaded["classifier"].signatures["serving_default"](images=tf.constant(x))
+    np.testing.assert_allclose(served["logits"], network.logits(x, training=False), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(served["probabilities"], tf.nn.softmax(served["logits"]), atol=1e-6)
+    assert list(loaded["feature_vector"].signatures["serving_default"](images=tf.constant(x))) == ["feature_vector"]
+
+
+def test_encoded_images_are_prepared_as_in_evaluation(loaded, network):
+    source = open_source("embedded:cifar10_mini", "test[:3]")
+    pixels = source.resident().images
+    encoded = [tf.io.encode_png(pixels[0]), tf.io.encode_png(pixels[1]), tf.io.encode_jpeg(pixels[2], quality=100)]
+    served = loaded["classifier"].signatures["serving_bytes"](image_bytes=tf.stack(encoded))
+    prepared = preprocess(tf.stack(encoded), 16)
+    np.testing.assert_allclose(served["logits"], network.logits(prepared, training=False), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_and_preprocessing_are_stored(loaded, exported):
+    assert loaded["classifier"].assets["labels.txt"].asset_path.numpy().decode().startswith(exported["classifier"])
+    with open(loaded["classifier"].assets["labels.txt"].asset_path.numpy(), encoding="utf-8") as file:
+        assert file.read().splitlines() == ["cat", "dog", "a long name"]
+    details = verb.details_of(exported["feature_vector"])
+    assert details["layer"] == "head_layer_1"
+    assert details["preprocessing"]["crop_proportion_of_shorter_side"] == 1.0
+    assert details["image_size"] == 16
+
+
+def test_it_trains_with_gradients_and_moving_averages(exported):
+    module = tf.saved_model.load(exported["feature_vector"])
+    assert {id(v) for v in module.trainable_variables} < {id(v) for v in module.variables}
+    before = [variable.numpy() for variable in module.variables]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(module(images(), training=True) ** 2)
+    gradients = tape.gradient(loss, list(module.trainable_variables))
+    assert all(gradient is not None for gradient in gradients)
+    assert sum(float(tf.norm(gradient)) > 0 for gradient in gradients) > 0.9 * len(gradients)
+    trainable = {id(v) for v in module.trainable_variables}
+    for variable, value in zip(module.variables, before):
+        assert np.array_equal(variable, value) == (id(variable) in trainable), variable.name
+
+
+def test_hub_fine_tunes_it(exported):
+    hub = pytest.importorskip("tensorflow_hub")
+    layer = hub.KerasLayer(exported["feature_vector"], trainable=True)
+    model = keras.Sequential([keras.layers.InputLayer((16, 16, 3)), layer, keras.layers.Dense(2)])
+    before = [variable.numpy() for variable in layer.variables]
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(images(8), np.arange(8) % 2, batch_size=4, verbose=0)
+    assert all(not np.array_equal(a, b) for a, b in zip(before, layer.variables))
+
+
+def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, capsys):
+    assert export(workdir, layer="head_layer_1", formats=["tflite"]) == exported
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="same step with layer 'head_layer_1'"):
+        export(workdir)
+    with pytest.raises(UserError, match="no torch|cannot go to torchvision"):
+        export(workdir, layer="head_layer_1", formats=["torch"])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"layer": "logits"}, "export.layer is 'logits'; choose one of"),
+        ({"formats": ["coreml"]}, "choose of tflite, onnx, torch"),
+        ({"keep": 0}, "export.keep is 0"),
+        ({"image_size": 2}, "export.image_size is 2"),
+        ({"weights": "momentum"}, "trained without a memory"),
+        ({"weights": "best"}, "choose one of trained, momentum"),
+    ],
+)
+def test_settings_that_make_no_sense(workdir, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        export(workdir, output=str(tmp_path / "out"), **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_others_wrote_is_not_taken_for_ours(workdir, tmp_path):
+    (tmp_path / "feature_vector" / "7").mkdir(parents=True)
+    with pytest.raises(UserError, match="was not written by this verb"):
+        export(workdir, output=str(tmp_path))
+
+
+def test_an_export_that_differs_gets_no_name(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differs from the network"):
+        export(workdir, output=str(tmp_path))
+    assert [name for _, _, files in os.walk(tmp_path) for name in files] == []
+    assert os.listdir(tmp_path / "feature_vector") == []
+
+
+def test_missing_libraries_are_told_before_anything_is_written(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", types.ModuleType("onnx"))
+    with pytest.raises(UserError, match="ONNX export needs tf2onnx.*requirements-export.txt"):
+        export(workdir, output=str(tmp_path), formats=["onnx"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_our_own_old_versions_go(tmp_path):
+    for step in (1, 2, 3, 10):
+        folder = versions.aside(str(tmp_path))
+        os.makedirs(os.path.join(folder, "variables"))
+        for name in ("saved_model.pb", "variables/variables.index"):
+            with open(os.path.join(folder, name), "w") as file:
+                file.write("x")
+        versions.publish(folder, str(tmp_path), step)
+    (tmp_path / "5").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "2" / "mine.txt").write_text("keep me")
+    (tmp_path / "4").mkdir()
+    (tmp_path / "4" / versions.MARKER).write_text("not json")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("x")
+    marker = tmp_path / "1" / versions.MARKER
+    marker.write_text(json.dumps({"version": 1, "files": [*json.loads(marker.read_text())["files"], "../outside.txt", str(outside)]}))
+    versions.prune(str(tmp_path), keep=2)
+    left = sorted(os.path.relpath(os.path.join(path, file), tmp_path) for path, _, files in os.walk(tmp_path) for file in files)
+    whole = [f"{step}/{name}" for step in (10, 3) for name in ("saved_model.pb", versions.MARKER, "variables/variables.index")]
+    assert left == sorted(["2/mine.txt", f"4/{versions.MARKER}", "outside.txt", *whole])
+    assert sorted(os.listdir(tmp_path)) == ["10", "2", "3", "4", "5", "notes", "outside.txt"]
+
+
+def test_the_momentum_network_can_be_exported(tmp_path):
+    network, averaged = make_network(), make_network()
+    averaged.encoder.stem[0].conv.kernel.assign_add(tf.ones_like(averaged.encoder.stem[0].conv.kernel))
+    memory = tf.train.Checkpoint(network=tf.train.Checkpoint(encoder=averaged.encoder, head=averaged.head))
+    workdir = make_run(tmp_path, network)
+    checkpoint.Checkpoints(workdir, {**network.parts(), "memory": memory}, keep=3).save(8)
+    found = export(workdir, weights="momentum")
+    assert list(found) == ["feature_vector"]
+    expected = averaged.outputs(images(), training=False)["final_avg_pool"]
+    np.testing.assert_allclose(tf.saved_model.load(found["feature_vector"])(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+# Other formats ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tflite", "onnx"])
+def test_other_formats_agree_on_real_images(name, network, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("tf2onnx")
+        pytest.importorskip("onnxruntime")
+    module = make_module(network, CLASSIFIER, "", {})
+    shown, _ = verb._samples(16)
+    expected = verb._expected(network, CLASSIFIER, "", shown)
+    file, writer = formats.WRITERS[name]
+    error = writer(module, verb._outputs(CLASSIFIER), 16, str(tmp_path / file), shown, expected)
+    assert error < 1e-5
+    assert (tmp_path / file).stat().st_size > 1000
+    wrong = {**expected, "logits": expected["logits"] + 1}
+    with pytest.raises(UserError, match="differs from the network"):
+        writer(module, verb._outputs(CLASSIFIER), 16, str(tmp_path / "wrong"), shown, wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+BOTTLENECK = {"depth": 29, "width": 1, "stem": "imagenet", "sk_ratio": 0.0, "se_ratio": 0.0}
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["linear", "on a head layer"])
+def for_torch(request) -> Network:
+    return make_network(BOTTLENECK, layer=request.param, size=32)
+
+
+def blocky(size: int) -> np.ndarray:
+    low = np.random.default_rng(2).uniform(size=(2, 8, 8, 3))
+    return np.repeat(np.repeat(low, size // 8, axis=1), size // 8, axis=2).astype(np.float32)
+
+
+def test_a_state_dict_says_what_the_network_says(for_torch, tmp_path):
+    path = str(tmp_path / pytorch.FILE)
+    expected = for_torch.logits(blocky(64), training=False).numpy()
+    assert pytorch.write(for_torch, path, blocky(64), expected, classifier=True) < 1e-5
+    state = pytorch.load(path)
+    assert state["conv1.weight"].shape == (64, 3, 7, 7)
+    assert state["layer2.0.downsample.0.weight"].shape == (512, 256, 1, 1)
+    with pytest.raises(UserError, match="differs"):
+        pytorch.write(for_torch, path, blocky(64), expected + 1, classifier=True)
+
+
+def test_pytorch_itself_loads_the_state_dict(for_torch, tmp_path):
+    """A network with torchvision's names and shapes, written here since torchvision may be missing where PyTorch is not."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, inputs, filters, stride):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(inputs, filters, 1, bias=False), nn.BatchNorm2d(filters)
+            self.conv2, self.bn2 = nn.Conv2d(filters, filters, 3, stride, 1, bias=False), nn.BatchNorm2d(filters)
+            self.conv3, self.bn3 = nn.Conv2d(filters, 4 * filters, 1, bias=False), nn.BatchNorm2d(4 * filters)
+            shortcut = nn.Conv2d(inputs, 4 * filters, 1, stride, bias=False), nn.BatchNorm2d(4 * filters)
+            self.downsample = nn.Sequential(*shortcut) if stride > 1 or inputs != 4 * filters else nn.Identity()
+
+        def forward(self, x):
+            y = torch.relu(self.bn1(self.conv1(x)))
+            y = self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(y)))))
+            return torch.relu(y + self.downsample(x))
+
+    class ResNet(nn.Module):
+        def __init__(self, fc):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+            self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+            for group in range(4):
+                inputs = 64 if group == 0 else 128 * 2**group
+                setattr(self, f"layer{group + 1}", nn.Sequential(Block(inputs, 64 * 2**group, 2 if group else 1)))
+            self.fc = fc
+
+        def forward(self, x):
+            x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            return self.fc(x.mean(dim=(2, 3)))
+
+    width, classes = for_torch.encoder.feature_dim, for_torch.num_classes
+    fc = nn.Linear(width, classes)
+    if for_torch.classifier_layer:
+        fc = nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), fc)
+    pytorch.save(pytorch.state_dict(for_torch, classifier=True), str(tmp_path / pytorch.FILE))
+    model = ResNet(fc).eval()
+    model.load_state_dict(safetensors.load_file(str(tmp_path / pytorch.FILE)), strict=True)
+    with torch.no_grad():
+        actual = model(torch.tensor(blocky(64).transpose(0, 3, 1, 2))).numpy()
+    expected = for_torch.logits(blocky(64), training=False).numpy()
+    assert check.relative(actual, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "encoder, reason",
+    [
+        ({"depth": 10}, "a projection in its first block"),
+        ({"stem": "cifar"}, "CIFAR stem"),
+        ({"width": 0.125}, "no width 0.125"),
+        ({"sk_ratio": 0.0625}, "selective kernels"),
+    ],
+)
+def test_torchvision_cannot_hold_other_networks(encoder, reason):
+    changed = {**BOTTLENECK, **encoder}
+    network = types.SimpleNamespace(
+        encoder=types.SimpleNamespace(**{("stem_kind" if k == "stem" else k): v for k, v in changed.items()})
+    )
+    with pytest.raises(UserError, match=reason):
+        pytorch.state_dict(network, classifier=False)
+
+
+# Teachers --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_teaches_what_its_run_teaches(exported, workdir, network):
+    x = images()
+    expected = network.logits(x, training=False).numpy()
+    for path in (workdir, exported["classifier"], f"{workdir}/export/classifier", f"{workdir}/export"):
+        teacher = load_teacher(path)
+        np.testing.assert_allclose(teacher.logits(x), expected, rtol=1e-4, atol=1e-5)
+        assert (teacher.num_classes, teacher.image_size) == (3, 16)
+        json.dumps(teacher.describe())
+    assert len(load_teacher(exported["classifier"]).variables) == sum(len(p.variables) for p in network.parts().values())
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_teacher_works_in_a_compiled_step(exported, network, jit_compile):
+    teacher = load_teacher(exported["classifier"])
+    holder = tf.Module()
+    holder.teacher = teacher
+    assert holder.variables == ()  # Neither trained nor checkpointed.
+    variable = tf.Variable(images())
+
+    @tf.function(jit_compile=jit_compile)
+    def step():
+        with tf.GradientTape() as tape:
+            logits = teacher.logits(variable)
+        return logits, tape.gradient(logits, variable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    logits, gradient = step()
+    np.testing.assert_allclose(logits, network.logits(images(), training=False), rtol=1e-3, atol=1e-4)
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("kind", ["workdir", "classifier"])
+def test_a_teacher_works_on_several_replicas(exported, workdir, network, kind):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        teacher = load_teacher(workdir if kind == "workdir" else exported[kind])
+
+    @tf.function
+    def step(x):
+        return strategy.run(teacher.logits, args=(x,))
+
+    for logits in strategy.experimental_local_results(step(tf.constant(images()))):
+        np.testing.assert_allclose(logits, network.logits(images(), training=False), rtol=1e-4, atol=1e-5)
+
+
+class Foreign(tf.Module):
+    """A SavedModel of somebody else: called with `trainable`, as the published ones are, and returning a dictionary."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.kernel = tf.Variable(np.random.default_rng(0).standard_normal((3, 5)), dtype=tf.float32)
+        self.bias = tf.Variable(tf.zeros([5]))
+        self._outputs = outputs
+
+    @tf.function
+    def __call__(self, inputs, trainable):
+        features = tf.reduce_mean(inputs, [1, 2])
+        logits = features @ self.kernel + self.bias + (100.0 if trainable else 0.0)
+        named = {
+            "block_group1": inputs,
+            "final_avg_pool": features,
+            "logits_sup": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "a": logits,
+            "b": logits,
+        }
+        return {name: named[name] for name in self._outputs}
+
+
+def save_foreign(path, *outputs, shape=(None, None, None, 3), dtype=tf.float32) -> Foreign:
+    module = Foreign(outputs)
+    for trainable in (True, False):
+        module.__call__.get_concrete_function(tf.TensorSpec(shape, dtype), trainable=trainable)
+    tf.saved_model.save(module, str(path))
+    return module
+
+
+def test_a_published_saved_model_teaches(tmp_path):
+    module = save_foreign(tmp_path, "block_group1", "final_avg_pool", "logits_sup")
+    teacher = load_teacher(str(tmp_path))
+    np.testing.assert_allclose(teacher.logits(images()), module(images(), trainable=False)["logits_sup"], rtol=1e-5)
+    assert (teacher.num_classes, teacher.image_size, len(teacher.variables)) == (5, None, 2)
+
+
+def test_probabilities_teach_as_their_logarithm(tmp_path):
+    module = save_foreign(tmp_path, "final_avg_pool", "probabilities")
+    teacher = load_teacher(str(tmp_path))
+    assert teacher.describe()["output_is"] == "probabilities"
+    expected = module(images(), trainable=False)["probabilities"]
+    np.testing.assert_allclose(tf.nn.softmax(teacher.logits(images())), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_keras_saved_model_teaches(tmp_path, softmax):
+    model = keras.Sequential(
+        [
+            keras.layers.InputLayer((16, 16, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(6, activation="softmax" if softmax else None),
+        ]
+    )
+    model.save(str(tmp_path), save_format="tf")
+    teacher = load_teacher(str(tmp_path))
+    assert (teacher.num_classes, teacher.image_size) == (6, 16)
+    np.testing.assert_allclose(
+        tf.nn.softmax(teacher.logits(images())), model(images()) if softmax else tf.nn.softmax(model(images())), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "outputs, shape, dtype, message",
+    [
+        (("a", "b"), (None, None, None, 3), tf.float32, r"not clear \(a, b\)"),
+        (("final_avg_pool",), (None, None, None, 3), tf.float32, "no output is .* class scores"),
+        (("logits_sup",), (2, 8, 8, 3), tf.float32, "not .batch, height, width, 3. of any batch"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(tmp_path, outputs, shape, dtype, message):
+    save_foreign(tmp_path, *outputs, shape=shape, dtype=dtype)
+    with pytest.raises(UserError, match=message) as error:
+        load_teacher(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_other_paths_are_no_teachers(tmp_path, exported, workdir):
+    with pytest.raises(UserError, match="no such folder"):
+        load_teacher(str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="neither architecture.json nor saved_model.pb"):
+        load_teacher(str(tmp_path))
+    with pytest.raises(UserError, match="features without class logits"):
+        load_teacher(exported["feature_vector"])
+    (tmp_path / "saved_model.pb").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        load_teacher(str(tmp_path))
+    assert "\n" not in str(error.value)
+    without = make_network(classes=0)
+    with pytest.raises(UserError, match="has no classifier"):
+        load_teacher(make_run(tmp_path / "plain", without))
+    assert FEATURES in exported
