@@ -67,6 +67,10 @@ class Distill(Stage):
         losses.check_temperature("Distill", temperature)
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= 1:
             raise UserError(f"Distill.alpha is {alpha!r}; use a number above 0 (almost only labels) up to 1 (only the teacher)")
+        if labelled_batch_size is not None and (not isinstance(labelled_batch_size, int) or labelled_batch_size < 1):
+            raise UserError(
+                f"Distill.labelled_batch_size is {labelled_batch_size!r}; use a whole number of at least 1, or None"
+            )
         if not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
             raise UserError(f"Distill.weight_decay is {weight_decay!r}; use a number of at least 0")
         self._data, self._augment, self._data_dir = data, augment, data_dir
@@ -184,4 +188,5 @@ class Distill(Stage):
             "teacher": self._teacher.describe(),
             "class_names": self._class_names,
             "data": self._data.describe(),
+            "augment": self._augment.describe(),
         }
