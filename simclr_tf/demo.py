@@ -16,6 +16,8 @@ _CLASSIFIERS = {
     "distilled into a smaller student": "distill",
 }
 
+_REPORTED = ("pretrain", *_CLASSIFIERS.values())
+
 
 def run(workdir: str, *, others: list[str]) -> None:
     """Tells the whole story on the embedded images.
@@ -41,6 +43,10 @@ def run(workdir: str, *, others: list[str]) -> None:
     simclr("supervised", "supervised")
     simclr("finetune", "finetune", init_from="pretrain")
     simclr("distill", "distill", teacher="finetune")
+    page = os.path.join(workdir, "report.html")
+    compared = ",".join(os.path.join(workdir, name) for name in _REPORTED)
+    look = (f"--output={page}", "--gin_param=report.max_images=500")
+    run_command("--mode=report", f"--workdir={compared}", *look, *others)
 
     print(
         f"\nThe whole story took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 "
@@ -49,6 +55,7 @@ def run(workdir: str, *, others: list[str]) -> None:
     print(f"\nWhat the encoder knows without having seen a label\n\n{_encoders(workdir)}")
     rows = [(name, os.path.join(workdir, folder)) for name, folder in _CLASSIFIERS.items()]
     print(f"\nWhat a few labels make of it\n\n{table(rows)}\n\nAll runs are in {workdir}/.")
+    print(f"Curves, what training sees, neighbours, a map, mistakes: open {page} in a browser.")
 
 
 def _encoders(workdir: str) -> str:
