@@ -10,7 +10,7 @@ from collections import Counter
 from absl import logging
 
 from simclr_tf import memory, records
-from simclr_tf.errors import UserError
+from simclr_tf.errors import UserError, first_line
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
@@ -50,7 +50,7 @@ def _damage(path: str) -> str | None:
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (*_UNREADABLE, IndexError) as error:  # IndexError: "read less bytes than requested".
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -134,7 +134,7 @@ class Checkpoints:
             self._remove({step})
             kept = f"the checkpoint of step {max(self._good)} is kept" if self._good else "there was none before"
             raise UserError(
-                f"the checkpoint {path} cannot be written ({_first_line(error)}); {kept}: make room or restore the "
+                f"the checkpoint {path} cannot be written ({first_line(error)}); {kept}: make room or restore the "
                 "access, and give the same command again"
             ) from None
         self._good = good
@@ -159,7 +159,7 @@ class Checkpoints:
                 path = os.path.join(self._folder, name)
                 tf.io.gfile.rmtree(path) if match[2] == "_temp" else tf.io.gfile.remove(path)
         except (OSError, tf.errors.OpError) as error:
-            logging.warning("cannot remove old checkpoints in %s: %s", self._folder, _first_line(error))
+            logging.warning("cannot remove old checkpoints in %s: %s", self._folder, first_line(error))
 
     def resume(self) -> str | None:
         """Restores the newest checkpoint that is whole; returns its path, or None where there is none.
@@ -176,15 +176,11 @@ class Checkpoints:
             self._checkpoint.read(path).assert_consumed()
         except _UNREADABLE as error:
             raise UserError(
-                f"the checkpoint {path} does not fit this run ({_first_line(error)}); use another --workdir, or the "
+                f"the checkpoint {path} does not fit this run ({first_line(error)}); use another --workdir, or the "
                 "settings of the run that wrote it (see its config.gin)"
             ) from None
         self._good = [step, *older]
         return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def read_architecture(path: str, flag: str) -> dict:
@@ -203,7 +199,7 @@ def read_architecture(path: str, flag: str) -> dict:
         return description
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} cannot be understood ({_first_line(error)}); restore it, or give another {flag}"
+            f"{file} cannot be understood ({first_line(error)}); restore it, or give another {flag}"
         ) from None
 
 
@@ -240,7 +236,7 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
         tf.train.Checkpoint(**taken).read(path).assert_existing_objects_matched()
     except _UNREADABLE as error:
         raise UserError(
-            f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another"
+            f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     missing = [name for name in parts if name not in taken]
     return _table(reader.get_variable_to_shape_map(), set(taken), missing)
@@ -295,6 +291,6 @@ def load_network(
         tf.train.Checkpoint(**parts).read(path).assert_existing_objects_matched()
     except _UNREADABLE as error:
         raise UserError(
-            f"the checkpoint {path} cannot be read: {_first_line(error)}; restore it, or give another"
+            f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     return network, description, path

@@ -7,7 +7,7 @@ import sys
 from typing import NamedTuple
 
 from simclr_tf import hosts, preemption
-from simclr_tf.errors import UserError
+from simclr_tf.errors import UserError, first_line
 from simclr_tf.stack import tf
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -77,9 +77,8 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"no TPU answers to --tpu={name} ({reason}); use 'local' on a TPU VM, else its name or grpc://address:port"
+            f"no TPU answers to --tpu={name} ({first_line(error)}); use 'local' on a TPU VM, else its name or grpc://address:port"
         ) from None
     return tf.distribute.TPUStrategy(resolver)
 
@@ -126,7 +125,7 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         raise UserError(
-            f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({str(error).strip().splitlines()[0]});"
+            f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({first_line(error)});"
             " start all workers with the same list, and see that their ports are free and reachable"
         ) from None
     except RuntimeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """A known problem, told in one line: what was wrong, what was found, what to do.
@@ -35,3 +37,9 @@ class StartAgain(UserError):
     """
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an exception of another library says, as part of a line: its first one, without TensorFlow's names."""
+    text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:\w*\]", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".:")

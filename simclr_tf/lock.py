@@ -19,7 +19,7 @@ import time
 import uuid
 
 from simclr_tf import records
-from simclr_tf.errors import UserError
+from simclr_tf.errors import UserError, first_line
 from simclr_tf.stack import tf
 
 LOCK = "lock.json"
@@ -81,9 +81,8 @@ class WorkdirLock:
             if _local(self._workdir) is None or not self._take_file_lock():
                 self._take_lease()
         except (OSError, tf.errors.OpError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"--workdir={self._workdir} cannot be written to ({reason}); choose another folder"
+                f"--workdir={self._workdir} cannot be written to ({first_line(error)}); choose another folder"
             ) from None
         return self
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from simclr_tf.errors import UserError
+from simclr_tf.errors import UserError, first_line
 from simclr_tf.stack import tf
 
 METRICS, THROUGHPUT, RESULT, ARCHITECTURE = "metrics.jsonl", "throughput.jsonl", "result.json", "architecture.json"
@@ -22,10 +22,9 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} cannot be written ({reason}); make room or restore the access, and give the same command again: a "
-            "training run goes on from its last checkpoint"
+            f"{path} cannot be written ({first_line(error)}); make room or restore the access, and give the same command "
+            "again: a training run goes on from its last checkpoint"
         ) from None
 
 

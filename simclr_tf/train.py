@@ -15,7 +15,7 @@ from simclr_tf import checkpoint, cluster, collectives, evaluate, identity, reco
 from simclr_tf.board import Board, is_worth_a_look
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.pipeline import train_dataset
-from simclr_tf.errors import StartAgain, UserError
+from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
 from simclr_tf.models.network import resolve_precision
@@ -306,7 +306,7 @@ def train(
             if role.count == 1:
                 raise
             raise StartAgain(
-                f"another of the {role.count} workers went away ({str(error).strip().splitlines()[0]}); start all of "
+                f"another of the {role.count} workers went away ({first_line(error)}); start all of "
                 "them again: they go on from the last checkpoint"
             ) from None
         result = {
@@ -516,7 +516,7 @@ def _loop(
         if role.count == 1 and isinstance(error, _LOST):
             names = ", ".join(stream.source.name for stream in inputs.values())
             raise UserError(
-                f"{names} cannot be read any more ({str(error).strip().splitlines()[0]}); restore the access, and give "
+                f"{names} cannot be read any more ({first_line(error)}); restore the access, and give "
                 "the same command again: it goes on from the last checkpoint"
             ) from None
         raise

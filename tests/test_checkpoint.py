@@ -175,7 +175,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
             own.save(6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(error.value)
+    assert not any(noise in str(error.value) for noise in ("\n", "{{", "[Op"))
     assert files(tmp_path) == own_files(4)
     assert_resumes(tmp_path, 4)
     own.save(6)

@@ -189,7 +189,7 @@ def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"steps": 12, "seed": 2, "global_batch_size": 24}, ["steps is 9 there, 12 here", "seed is 1", "size is 16 there"]),
+        ({"steps": 12, "seed": 2, "global_batch_size": 24}, ["steps is 9 there, 12 here", "seed is 1", "is 16 there"]),
         ({"depth": 34}, ["encoder's depth is 18 there, 34 here"]),
         ({"images": data("train[:64]")}, ["num_examples is 48 there, 64 here"]),
     ],
