@@ -40,6 +40,6 @@ class StartAgain(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an exception of another library says, as part of a line: its first one, without TensorFlow's names."""
+    """Returns what another library's exception says, as part of a line: its first one, without TensorFlow's names."""
     text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:\w*\]", "", str(error)).strip()
     return (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".:")
