@@ -93,7 +93,13 @@ class Lars(Optimizer):
     slot_names = ("momentum",)
 
     def __init__(self, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001):
-        """Sets the momentum m, the weight decay wd and the ratio's coefficient."""
+        """Sets the constants.
+
+        Args:
+          momentum: m, in [0, 1].
+          weight_decay: wd, of variables that are not excluded.
+          trust_coefficient: of the ratio.
+        """
         super().__init__()
         _check(
             "Lars",
@@ -119,7 +125,13 @@ class Sgd(Optimizer):
     slot_names = ("momentum",)
 
     def __init__(self, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0):
-        """Sets the momentum m and the weight decay wd (of variables that are not excluded)."""
+        """Sets the constants.
+
+        Args:
+          momentum: m, in [0, 1].
+          nesterov: look ahead along the velocity.
+          weight_decay: wd, of variables that are not excluded.
+        """
         super().__init__()
         _check("Sgd", momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, 10))
         self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
@@ -139,7 +151,14 @@ class AdamW(Optimizer):
     slot_names = ("mean", "square")
 
     def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0):
-        """Sets the two averages' decay rates, the constant under the root's sum, and the weight decay."""
+        """Sets the constants.
+
+        Args:
+          beta_1: decay rate of the gradient's average, in [0, 1].
+          beta_2: decay rate of the squared gradient's average, in [0, 1].
+          epsilon: added to the root of the latter.
+          weight_decay: of variables that are not excluded.
+        """
         super().__init__()
         _check(
             "AdamW",
@@ -169,7 +188,13 @@ class Lamb(Optimizer):
     """
 
     def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 1e-4):
-        """Sets the averages' decay rates, the constant under the root's sum, and the weight decay.
+        """Sets the constants.
+
+        Args:
+          beta_1: decay rate of the gradient's average, in [0, 1].
+          beta_2: decay rate of the squared gradient's average, in [0, 1].
+          epsilon: added to the root of the latter.
+          weight_decay: of variables that are not excluded.
 
         Raises:
           UserError: where tensorflow-addons is not installed.
