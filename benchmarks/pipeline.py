@@ -17,6 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -96,7 +98,7 @@ def published_blur(image: tf.Tensor, size: int) -> tf.Tensor:
     def blur() -> tf.Tensor:
         radius = size // 10 // 2
         sigma = tf.random.uniform([], 0.1, 2.0)
-        kernel = tf.exp(-tf.range(-radius, radius + 1, dtype=tf.float32) ** 2 / (2 * sigma**2))
+        kernel = tf.exp(-(tf.range(-radius, radius + 1, dtype=tf.float32) ** 2) / (2 * sigma**2))
         kernel = tf.tile(tf.reshape(kernel / tf.reduce_sum(kernel), [-1, 1, 1, 1]), [1, 1, 3, 1])
         rows = tf.nn.depthwise_conv2d(image[None], kernel, [1, 1, 1, 1], "SAME")
         return tf.nn.depthwise_conv2d(rows, tf.transpose(kernel, [1, 0, 2, 3]), [1, 1, 1, 1], "SAME")[0]
@@ -137,26 +139,41 @@ def ours(source: Source, *, size: int, batch: int) -> tf.data.Dataset:
     )
 
 
-def speed(dataset: tf.data.Dataset, batch: int, seconds: float) -> float:
-    """Images a second, after a start that is not counted."""
+class Speed(NamedTuple):
+    """Images a second, and how long all cores together worked for one, in milliseconds."""
+
+    images_per_second: float
+    cpu_milliseconds: float
+
+
+def speed(dataset: tf.data.Dataset, batch: int, seconds: float) -> Speed:
+    """Measures, after a start that is not counted."""
     iterator = iter(dataset)
     start = time.perf_counter()
     while time.perf_counter() - start < seconds / 4:
         next(iterator)
-    count, start = 0, time.perf_counter()
+    count, start, cpu_start = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
         next(iterator)
         count += batch
-    return count / (time.perf_counter() - start)
+    return Speed(count / (time.perf_counter() - start), 1000 * (time.process_time() - cpu_start) / count)
 
 
-def row(name: str, speeds: list[float], base: list[float] | None = None) -> str:
-    """A row of the table; the ratio is that of paired runs."""
-    ratio = ""
+def spread(values: Iterable[float], digits: int) -> str:
+    """Median and range."""
+    values = list(values)
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def row(name: str, speeds: list[Speed], base: list[Speed] | None = None) -> str:
+    """A row of the table; ratios are those of paired runs."""
+    ratio = less = ""
     if base is not None:
-        ratios = [a / b for a, b in zip(speeds, base)]
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    return f"| {name:<52} | {statistics.median(speeds):>8.0f} | {min(speeds):.0f}-{max(speeds):.0f} | {ratio} |"
+        ratio = spread((one.images_per_second / other.images_per_second for one, other in zip(speeds, base)), 2)
+        less = spread((other.cpu_milliseconds / one.cpu_milliseconds for one, other in zip(speeds, base)), 2)
+    rates = spread((one.images_per_second for one in speeds), 0)
+    work = spread((one.cpu_milliseconds for one in speeds), 3)
+    return f"| {name:<45} | {rates:<20} | {work:<20} | {ratio:<18} | {less:<18} |"
 
 
 def main() -> None:
@@ -189,18 +206,19 @@ def main() -> None:
             "two 224-pixel views, JPEG, ours": (ours(photos, size=224, batch=32), 32),
             "decoding JPEG alone": (decoded.prefetch(tf.data.AUTOTUNE), 1),
         }  # fmt: skip
-        found: dict[str, list[float]] = {name: [] for name in cases}
+        found: dict[str, list[Speed]] = {name: [] for name in cases}
         for _ in range(arguments.rounds):
             for name, (dataset, batch) in cases.items():
                 found[name].append(speed(dataset, batch, arguments.seconds))
     kilobytes = sum(map(len, contents)) / len(contents) / 1000
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Python "
-        f"{platform.python_version()}; {arguments.rounds} paired rounds of {arguments.seconds:g} s; JPEGs of {WIDTH}x{HEIGHT} "
-        f"pixels, {kilobytes:.0f} KB\n"
+        f"{platform.python_version()}; {arguments.rounds} paired rounds of {arguments.seconds:g} s; JPEGs of "
+        f"{WIDTH}x{HEIGHT} pixels, {kilobytes:.0f} KB\n"
     )
-    print("| pipeline                                             | images/s, median | range | times the stand-in |")
-    print("| --- | --- | --- | --- |")
+    print("Median (range). On a machine with other work to do, processor time says more than images a second.\n")
+    print("| pipeline | images/s | processor ms/image | images/s, times the stand-in | its processor time / ours |")
+    print("| --- | --- | --- | --- | --- |")
     names = list(cases)
     for name, base in zip(names, (None, names[0], None, names[2], None)):
         print(row(name, found[name], found[base] if base else None))

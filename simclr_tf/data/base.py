@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.decode import decode, png_header, try_decode
+from simclr_tf.data.decode import decode, plain, png_header, try_decode
 from simclr_tf.stack import tf
 
 # Decoded images of one size that fit in this many bytes are decoded once and kept.
@@ -96,7 +96,7 @@ def load(source: Source, height: int, width: int, *, in_order: tf.data.Dataset |
     """
     indices = tf.data.Dataset.range(source.num_examples)
     if in_order is None:
-        in_order = indices.map(source.read, num_parallel_calls=tf.data.AUTOTUNE)
+        in_order = indices.map(plain(source.read), num_parallel_calls=tf.data.AUTOTUNE)
     try:
         return _quick(in_order, source.num_examples, height, width)
     except tf.errors.DataLossError:
@@ -141,7 +141,7 @@ def _careful(source: Source, height: int, width: int) -> Resident | None:
 
 
 def _parallel(dataset: tf.data.Dataset, function: Callable) -> Iterator:
-    mapped = dataset.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
+    mapped = dataset.map(plain(function), num_parallel_calls=tf.data.AUTOTUNE)
     return mapped.prefetch(4).as_numpy_iterator()
 
 

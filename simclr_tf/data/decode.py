@@ -183,6 +183,11 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
+def plain(function: Callable) -> Callable:
+    """Keeps AutoGraph away from what a data set maps: it has nothing to convert, and takes its time to find out."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
 def try_decode(
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], index: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -204,6 +209,6 @@ def try_decode(
         return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
 
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
-    tried = tf.data.Dataset.from_tensors(index).map(attempt).ignore_errors()
+    tried = tf.data.Dataset.from_tensors(index).map(plain(attempt)).ignore_errors()
     image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
     return tf.ensure_shape(image, [None, None, 3]), label, sound

@@ -10,6 +10,7 @@ import numpy as np
 
 from simclr_tf.data import splits
 from simclr_tf.data.base import Resident, Source
+from simclr_tf.data.decode import plain
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -88,7 +89,7 @@ class EmbeddedSource(Source):
         """[N, S, S, 3], classes in turn."""
         paths = [os.path.join(self._folder, key, f"{name}.png") for name in self.class_names]
         strips = tf.data.Dataset.from_tensor_slices(paths).map(
-            lambda path: tf.io.decode_png(tf.io.read_file(path), channels=3), num_parallel_calls=tf.data.AUTOTUNE
+            plain(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=3)), num_parallel_calls=tf.data.AUTOTUNE
         )
         strips = np.stack(list(strips.as_numpy_iterator()))
         size = strips.shape[2]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.base import Source
-from simclr_tf.data.decode import decode, try_decode
+from simclr_tf.data.decode import decode, plain, try_decode
 from simclr_tf.data.order import permutation, replacement
 from simclr_tf.data.prepare import Prepare
 from simclr_tf.randomness import example_seed, stream
@@ -96,7 +96,7 @@ def train_dataset(
 
     plans = _plans(plan, num_steps * replicas, per_replica_batch_size)
     batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=True)
-    return _finished(batches.map(lambda batch: {name: batch[name] for name in batch if name != "weight"}))
+    return _finished(batches.map(plain(lambda batch: {name: batch[name] for name in batch if name != "weight"})))
 
 
 def eval_dataset(
@@ -162,7 +162,7 @@ def _plans(plan: Callable[[tf.Tensor], _Plan], elements: int, per_replica: int) 
         return plan(tf.range(first, tf.minimum(first + together, elements)))
 
     starts = tf.data.Dataset.range(0, elements, together)
-    return starts.map(tf.autograph.experimental.do_not_convert(some)).prefetch(1).unbatch()
+    return starts.map(plain(some)).prefetch(1).unbatch()
 
 
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -202,8 +202,8 @@ def _batches(
 
 
 def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
-    """Maps in parallel and in order; AutoGraph has nothing to convert here and would take its time over it."""
-    return dataset.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
+    """Maps in parallel and in order."""
+    return dataset.map(plain(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], plan: _Plan, *, replace: bool) -> Batch:

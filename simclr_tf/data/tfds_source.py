@@ -16,6 +16,7 @@ import numpy as np
 
 from simclr_tf.data import records_index
 from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, load, reason
+from simclr_tf.data.decode import plain
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -136,7 +137,7 @@ class TfdsSource(Source):
         if height is None or width is None or self.num_examples * height * width * 3 > RESIDENT_BYTES:
             return None
         try:
-            resident = load(self, height, width, in_order=self._records().map(self._parse))
+            resident = load(self, height, width, in_order=self._records().map(plain(self._parse)))
         except tf.errors.DataLossError as error:
             raise UserError(f"{self.name} is damaged ({reason(error)}); prepare it again") from None
         if resident is not None and self.class_names is not None:
@@ -155,7 +156,11 @@ class TfdsSource(Source):
     def _column(self, feature: str, dtype: tf.DType) -> np.ndarray:
         """[num_examples] of a scalar feature."""
         features = {feature: tf.io.FixedLenFeature([], dtype)}
-        batches = self._records().batch(1024).map(lambda records: tf.io.parse_example(records, features)[feature])
+
+        def parse(records: tf.Tensor) -> tf.Tensor:
+            return tf.io.parse_example(records, features)[feature]
+
+        batches = self._records().batch(1024).map(plain(parse))
         try:
             return np.concatenate(list(batches.prefetch(1).as_numpy_iterator()))
         except tf.errors.OpError as error:
