@@ -62,6 +62,7 @@ class Teacher:
         self.num_classes, self.image_size = num_classes, image_size
         self.class_names, self.variables = class_names, variables
 
+    @tf.autograph.experimental.do_not_convert
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """Computes class logits; no gradient flows back from them.
 
@@ -73,8 +74,6 @@ class Teacher:
         """
         logits = tf.cast(self._compute(tf.cast(images, tf.float32)), tf.float32)
         return tf.stop_gradient(tf.ensure_shape(logits, [None, self.num_classes]))
-
-    __call__ = logits
 
     def describe(self) -> dict:
         """Returns what it is and where it came from, as plain values for `architecture.json`."""
@@ -283,7 +282,7 @@ def _flatten(outputs) -> dict[str, tf.Tensor]:
 def _choose(run: Callable, spec: tf.TensorSpec, size: int | None) -> tuple[str, Callable]:
     """Finds the output with the class scores by its shape, type and, where several remain, name."""
     size = size or _PROBE_SIZE
-    traced = tf.function(run).get_concrete_function(tf.TensorSpec([None, size, size, 3], spec.dtype))
+    traced = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec([None, size, size, 3], spec.dtype))
     outputs = _flatten(traced.structured_outputs)
     flat = {
         name: value
@@ -307,7 +306,7 @@ def _run_once(compute: Callable, size: int) -> np.ndarray:
     strategy = tf.distribute.get_strategy()
     images = tf.constant(np.random.default_rng(0).uniform(size=(2, size, size, 3)), tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(images):
         return strategy.run(compute, args=(images,))
 

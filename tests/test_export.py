@@ -248,7 +248,7 @@ def test_other_formats_agree_on_real_images(name, network, tmp_path):
     error = writer(module, verb._outputs(CLASSIFIER), 16, str(tmp_path / file), shown, expected)
     assert error < 1e-5
     assert (tmp_path / file).stat().st_size > 1000
-    wrong = {**expected, "logits": expected["logits"] + 1}
+    wrong = {**expected, "logits": 1.1 * expected["logits"]}
     with pytest.raises(UserError, match="differs from the network"):
         writer(module, verb._outputs(CLASSIFIER), 16, str(tmp_path / "wrong"), shown, wrong)
     assert not (tmp_path / "wrong").exists()
@@ -275,7 +275,7 @@ def test_a_state_dict_says_what_the_network_says(for_torch, tmp_path):
     assert state["conv1.weight"].shape == (64, 3, 7, 7)
     assert state["layer2.0.downsample.0.weight"].shape == (512, 256, 1, 1)
     with pytest.raises(UserError, match="differs"):
-        pytorch.write(for_torch, path, blocky(64), expected + 1, classifier=True)
+        pytorch.write(for_torch, path, blocky(64), 1.1 * expected, classifier=True)
 
 
 def test_pytorch_itself_loads_the_state_dict(for_torch, tmp_path):

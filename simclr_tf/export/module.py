@@ -21,6 +21,13 @@ FEATURES, CLASSIFIER = "feature_vector", "classifier"
 DETAILS, LABELS = "export.json", "labels.txt"
 
 
+class Reusable(tf.Module):
+    """The object that is saved. What a module answers for its variables becomes a plain attribute, which is saved."""
+
+    variables: list[tf.Variable] = None
+    trainable_variables: list[tf.Variable] = None
+
+
 def layers(network: Network) -> list[str]:
     """Returns the outputs that can be exported as features."""
     head = len(network.head.projections) if network.head is not None else 0
@@ -28,7 +35,7 @@ def layers(network: Network) -> list[str]:
     return [*groups, "final_avg_pool", *(f"head_layer_{i}" for i in range(head + 1))]
 
 
-def make_module(network: Network, kind: str, layer: str, assets: dict[str, str]) -> tf.train.Checkpoint:
+def make_module(network: Network, kind: str, layer: str, assets: dict[str, str]) -> Reusable:
     """Makes the object to save.
 
     Args:
@@ -44,7 +51,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
     """
     if kind == FEATURES and layer not in layers(network):
         raise UserError(f"export.layer is {layer!r}; choose one of {', '.join(layers(network))}")
-    module = tf.train.Checkpoint()
+    module = Reusable()
     parts = [part for name, part in network.parts().items() if kind == CLASSIFIER or name != "classifier"]
     # The variables alone: of Keras layers, saving would trace every single one several times.
     module.everything = [variable for part in parts for variable in part.variables]
@@ -95,7 +102,7 @@ def _flat(value: tf.Tensor) -> tf.Tensor:
 
 
 def signatures(
-    module: tf.train.Checkpoint, kind: str, image_size: int
+    module: Reusable, kind: str, image_size: int
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Returns the signatures to save with a module.
 
@@ -143,7 +150,7 @@ def preprocess(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
     return unit_images(tf.map_fn(one, image_bytes, fn_output_signature=tf.uint8))
 
 
-def write(module: tf.train.Checkpoint, kind: str, image_size: int, folder: str) -> None:
+def write(module: Reusable, kind: str, image_size: int, folder: str) -> None:
     """Saves a module with its signatures."""
     tf.saved_model.save(module, folder, signatures=signatures(module, kind, image_size))
 

@@ -113,7 +113,7 @@ def _take_momentum(network: Network, path: str, workdir: str) -> None:
         )
     parts = {name: part for name, part in network.parts().items() if name != "classifier"}
     averaged = tf.train.Checkpoint(memory=tf.train.Checkpoint(network=tf.train.Checkpoint(**parts)))
-    averaged.restore(path).assert_existing_objects_matched()
+    averaged.read(path).assert_existing_objects_matched()
     network.classifier = None
 
 

@@ -51,16 +51,12 @@ def prune(parent: str, keep: int) -> list[str]:
       The folders that were emptied.
     """
     names = [name.rstrip("/") for name in tf.io.gfile.listdir(parent)]
-    ours = [name for name in names if name.isdigit() and tf.io.gfile.exists(os.path.join(parent, name, MARKER))]
+    ours = {name: _listed(os.path.join(parent, name)) for name in names if name.isdigit()}
+    ours = {name: listed for name, listed in ours.items() if listed is not None}
     emptied = []
     for name in sorted(ours, key=int, reverse=True)[keep:]:
-        folder = os.path.join(parent, name)
-        try:
-            listed = records.read_json(os.path.join(folder, MARKER))["files"]
-        except (ValueError, KeyError, TypeError):
-            logging.warning("%s/%s cannot be understood; this old version is left where it is", folder, MARKER)
-            continue
-        for file in [*(str(file) for file in listed), MARKER]:
+        folder, listed = os.path.join(parent, name), ours[name]
+        for file in [*listed, MARKER]:
             path = os.path.normpath(os.path.join(folder, file)) if "://" not in folder else os.path.join(folder, file)
             inside = (
                 path.startswith(folder.rstrip("/") + "/")
@@ -72,6 +68,18 @@ def prune(parent: str, keep: int) -> list[str]:
         _remove_empty(folder)
         emptied.append(folder)
     return emptied
+
+
+def _listed(folder: str) -> list[str] | None:
+    """The files that a version's marker lists; None where there is none, or none that can be understood."""
+    marker = read_details(folder, MARKER)
+    if marker is None:
+        return None
+    try:
+        return [str(file) for file in marker["files"]]
+    except (KeyError, TypeError):
+        logging.warning("%s/%s cannot be understood; this version is left alone", folder, MARKER)
+        return None
 
 
 def _files(folder: str) -> list[str]:
