@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from simclr_tf import contact_sheet, records, views
+from simclr_tf import contact_sheet, records, summaries, views
 from simclr_tf.contact_sheet import Cell
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.base import Source
@@ -110,7 +110,7 @@ class Board:
 
     def _show(self, name: str, picture: np.ndarray, step: int) -> None:
         with records.writing(self._folder), self._writer.as_default():
-            tf.summary.image(name, picture[None], step=step)
+            summaries.image(name, picture, step=step)
             self._writer.flush()
 
     def _project(self, features: np.ndarray, images: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from simclr_tf import summaries
 from simclr_tf.errors import UserError, first_line
 from simclr_tf.stack import tf
 
@@ -23,8 +24,8 @@ def writing(path: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"{path} cannot be written ({first_line(error)}); make room or restore the access, and give the same command "
-            "again: a training run goes on from its last checkpoint"
+            f"{path} cannot be written ({first_line(error)}); make room or restore the access, and give the same "
+            "command again: a training run goes on from its last checkpoint"
         ) from None
 
 
@@ -135,10 +136,10 @@ class Records:
                 if step % self._every_steps == 0 or step == self._last_step:
                     self._files[METRICS].write(json_line({"step": step, **record, **self._constants}))
                     for name, value in record.items():
-                        tf.summary.scalar(name, value, step=step)
+                        summaries.scalar(name, value, step=step)
             self._files[THROUGHPUT].write(json_line({"step": last, **throughput}))
             for name, value in throughput.items():
-                tf.summary.scalar(f"throughput/{name}", value, step=last)
+                summaries.scalar(f"throughput/{name}", value, step=last)
 
     def last(self) -> dict[str, float]:
         """Returns the run's last record, without the constants; to be called after its last step."""

@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from simclr_tf import records
+from simclr_tf import records, summaries
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -120,3 +120,35 @@ def test_in_memory_file_system():
         log.close()
     with tf.io.gfile.GFile("ram://records_test/metrics.jsonl") as file:
         assert [json.loads(line)["step"] for line in file] == list(range(8))
+
+
+def test_tensorboard_finds_scalars_and_pictures(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with writer.as_default():
+        summaries.scalar("loss", 0.25, step=7)
+        summaries.image("views", tf.fill([4, 6, 3], tf.constant(255, tf.uint8)), step=8)
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    events = [event for event in tf.compat.v1.train.summary_iterator(str(path)) if event.summary.value]
+    (scalar,), (picture,) = (event.summary.value for event in events)
+    assert [event.step for event in events] == [7, 8]
+    assert (scalar.tag, scalar.metadata.plugin_data.plugin_name) == ("loss", "scalars")
+    assert tf.make_ndarray(scalar.tensor) == 0.25
+    assert (picture.tag, picture.metadata.plugin_data.plugin_name) == ("views", "images")
+    width, height, encoded = picture.tensor.string_val
+    assert (width, height) == (b"6", b"4")
+    assert tf.io.decode_png(encoded).shape == (4, 6, 3)
+
+
+def test_tensorboard_reads_what_its_own_functions_would_write(tmp_path):
+    pytest.importorskip("tensorboard")
+    written = []
+    for name, write in (("ours", summaries.scalar), ("theirs", tf.summary.scalar)):
+        writer = tf.summary.create_file_writer(str(tmp_path / name))
+        with writer.as_default():
+            write("loss", 0.25, step=7)
+        writer.close()
+        (path,) = (tmp_path / name).iterdir()
+        (value,) = (value for event in tf.compat.v1.train.summary_iterator(str(path)) for value in event.summary.value)
+        written.append((value.tag, value.metadata.data_class, value.metadata.plugin_data.plugin_name, value.tensor))
+    assert written[0] == written[1]
