@@ -19,6 +19,8 @@ from simclr_tf.train import Place
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
 # Square images' sides that networks with either stem were published for, in pixels.
+# Folders of published checkpoints whose classifier reads the encoder's output though there is a head.
+_READ_THE_ENCODER = ("pretrained", "supervised")
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
 
@@ -109,8 +111,9 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
         return asked, "as asked"
     if len(layers) == 1:
         return layers[0], "the only one of its width"
-    if "pretrained" in path.rstrip("/").split("/") and 0 in layers:
-        return 0, "as in published pretrained checkpoints"
+    kind = next((folder for folder in reversed(path.rstrip("/").split("/")) if folder in _READ_THE_ENCODER), None)
+    if kind is not None and 0 in layers:
+        return 0, f"as in published {kind} checkpoints"
     head_layers = architecture.head["num_layers"] if architecture.head else 0
     if head_layers >= 3 and 1 in layers:
         return 1, "as in published fine-tuned checkpoints; convert.classifier_layer says otherwise"
