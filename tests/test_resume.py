@@ -244,7 +244,8 @@ COMMAND = [
     sys.executable, "-m", "simclr_tf.cli", "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
     "--gin_param=Pretrain.make_memory=@Memory", "--gin_param=Memory.queue_size=40", f"--gin_param=train.steps={LONG}",
     "--gin_param=ProjectionHead.num_layers=1", "--gin_param=train.checkpoint_every_steps=2",
-    "--gin_param=train.steps_per_call=1",
+    "--gin_param=train.steps_per_call=1", "--gin_param=Augment.color_strength=0.0",
+    "--gin_param=Augment.gray_probability=0.0",
 ]  # fmt: skip
 
 
