@@ -17,7 +17,8 @@ from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import Subset
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import layers
-from simclr_tf.models.network import Network, resolve_precision
+from simclr_tf.models.network import Network
+from simclr_tf.precision import resolve_precision
 from simclr_tf.progress import Progress
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
@@ -37,8 +38,8 @@ def run_embed(
     """Writes the vectors of `place.source`'s images to `place.output`.
 
     Each image is seen through the evaluation's crop. Rows are in the order of the names for a folder, in the source's
-    otherwise. Unreadable images are left out and named. Finished parts lie in `OUTPUT.parts` until the file is whole; the
-    same command goes on from them.
+    otherwise. Unreadable images are left out and named. Finished parts lie in `OUTPUT.parts` until the file is whole;
+    the same command goes on from them.
 
     Args:
       place: `workdir` is the run whose network is used.
@@ -98,8 +99,17 @@ def run_embed(
         place.say(f"embed: going on after {done} of {len(names)} images")
     if done < len(names):
         _compute(
-            place, network, whole, rows, done, parts if writes else None, max_bad_images,
-            layer=layer, size=size, batch_size=batch_size, images_per_part=images_per_part,
+            place,
+            network,
+            whole,
+            rows,
+            done,
+            parts if writes else None,
+            max_bad_images,
+            layer=layer,
+            size=size,
+            batch_size=batch_size,
+            images_per_part=images_per_part,
         )
     if not writes:
         return {"rows": len(names), "details": details}

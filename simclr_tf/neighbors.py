@@ -12,7 +12,7 @@ from simclr_tf.data.decode import decode
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
-from simclr_tf.models.network import resolve_precision
+from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 from simclr_tf.train import Place
 

@@ -78,7 +78,7 @@ def filled(source: str, image_size: int) -> tuple[Network, Callable]:
     return network, outputs
 
 
-# Against the published implementation's numbers ------------------------------------------------------------------------
+# Against the published implementation's numbers ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", reference.cases(), ids=lambda path: path.stem)
@@ -117,7 +117,7 @@ def test_tf2_checkpoints_and_saved_models_agree(path, kind, tmp_path):
     assert max(errors.values()) < 1e-5, errors
 
 
-# Any depth, width and ratio, in each layout, by shapes alone ------------------------------------------------------------
+# Any depth, width and ratio, in each layout, by shapes alone ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoder", [e for e in ENCODERS if e["width"] <= 1 and e["depth"] < 101], ids=name_of)
@@ -138,7 +138,7 @@ def test_the_layout_is_that_of_the_network(encoder):
 def variables_of(unit) -> dict[str, tuple]:
     if unit.is_conv:
         return {"kernel": unit.shape, **({"bias": unit.shape[-1:]} if unit.bias else {})}
-    return {leaf: unit.shape for leaf in ("gamma", "beta", "moving_mean", "moving_variance")}
+    return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), unit.shape)
 
 
 def head_shapes(width: int, layers: int) -> list[tuple[tuple, bool]]:
@@ -224,7 +224,11 @@ def test_any_architecture_is_recognized_in_a_saved_model(encoder, frozen_section
     assert architecture.encoder == encoder
     assert architecture.head["num_layers"] == 3
     assert architecture.num_classes == 1000
-    keys = [key for group in [*found.convs, *found.norms, *found.dense, *found.dense_norms, found.classifier] for key in group.keys.values()]
+    keys = [
+        key
+        for group in [*found.convs, *found.norms, *found.dense, *found.dense_norms, found.classifier]
+        for key in group.keys.values()
+    ]
     assert sorted(keys) == sorted(shapes)
 
 
@@ -240,7 +244,7 @@ def test_heads_may_be_missing_or_of_other_depths(layers, classes):
         assert architecture.num_classes == classes
 
 
-# The verb --------------------------------------------------------------------------------------------------------------
+# The verb ------------------------------------------------------------------------------------------------------------
 
 SMALL = {"depth": 18, "width": 0.125, "sk_ratio": 0.0, "se_ratio": 0.0, "stem": "cifar"}
 
@@ -254,7 +258,15 @@ def test_a_converted_workdir_is_one_like_any_other(tmp_path, capsys):
     workdir = tmp_path / "run"
     convert(source, workdir)
     told = capsys.readouterr().out
-    for words in ("ResNet-18 0.125x", "CIFAR stem", "3 layers to 128", "7 classes", "head layer 1", "optimizer slots", "step 1234"):
+    for words in (
+        "ResNet-18 0.125x",
+        "CIFAR stem",
+        "3 layers to 128",
+        "7 classes",
+        "head layer 1",
+        "optimizer slots",
+        "step 1234",
+    ):
         assert words in told
     network, description, path = checkpoint.load_network(str(workdir))
     assert path.endswith("step-1234")
@@ -293,7 +305,9 @@ def test_every_kind_of_path_is_found(given, tmp_path):
 
 def test_trained_weights_are_preferred_and_ema_ones_can_be_had(tmp_path):
     shapes = tf1_shapes(SMALL, classes=7)
-    averaged = {f"ema_model/{name}": np.zeros(shape, np.float32) for name, shape in shapes.items() if "supervised" not in name}
+    averaged = {
+        f"ema_model/{name}": np.zeros(shape, np.float32) for name, shape in shapes.items() if "supervised" not in name
+    }
     source = Source(fixtures.write(tmp_path / "both", {**fixtures.tf1(shapes), **averaged}))
     assert read_names(source.shapes, "x", "auto").convs[0].path == "base_model/conv2d"
     found = read_names(source.shapes, "x", "ema")
@@ -307,7 +321,9 @@ def test_trained_weights_are_preferred_and_ema_ones_can_be_had(tmp_path):
 
 def test_which_layer_the_classifier_reads_can_be_said(tmp_path):
     fixtures.write(tmp_path / "pretrained" / "r18" / "model.ckpt-1", small_tf1())
-    place = Place(str(tmp_path / "w"), tf.distribute.get_strategy(), source=str(tmp_path / "pretrained" / "r18"), dry_run=True)
+    place = Place(
+        str(tmp_path / "w"), tf.distribute.get_strategy(), source=str(tmp_path / "pretrained" / "r18"), dry_run=True
+    )
     assert verb.run_convert(place)["classifier_layer"] == 0
     assert verb.run_convert(place, classifier_layer=2)["classifier_layer"] == 2
     with pytest.raises(UserError, match=r"fits only layer\(s\) 0, 1, 2"):
@@ -322,7 +338,10 @@ def without(name):
 WRONG = {
     "unrelated": (lambda _: {"dense/kernel": np.zeros([3, 4], np.float32)}, "is no SimCLR checkpoint"),
     "a missing convolution": (without("base_model/conv2d_9/"), "convolutions"),
-    "a missing mean": (without("base_model/batch_normalization_4/moving_mean"), "has no base_model/batch_normalization_4/moving_mean"),
+    "a missing mean": (
+        without("base_model/batch_normalization_4/moving_mean"),
+        "has no base_model/batch_normalization_4/moving_mean",
+    ),
     "a missing head kernel": (without("head_contrastive/nl_1/dense"), "dense layers"),
     "no encoder": (without("base_model/"), "no encoder"),
     "a stranger": (lambda t: {**t, "head_rotation/dense/kernel": np.zeros([3, 4], np.float32)}, "without a place"),
@@ -367,7 +386,11 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_written(cut, tmp_path):
 def test_empty_and_missing_sources_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("nothing")
-    for name, message in (("empty", "has no checkpoint"), ("text", "is not a TensorFlow checkpoint"), ("gone", "does not exist")):
+    for name, message in (
+        ("empty", "has no checkpoint"),
+        ("text", "is not a TensorFlow checkpoint"),
+        ("gone", "does not exist"),
+    ):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / name, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -205,7 +205,11 @@ def test_the_commands_work_from_the_command_line(workdir, pictures, tmp_path):
     assert "21 vectors of 32 numbers" in made.out
     name = vectors.read(str(output), "x").names[0]
     shown = simclr(
-        "--mode=neighbors", f"--workdir={workdir}", f"--source={output}", f"--query={name}", f"--output={tmp_path / 's.png'}",
+        "--mode=neighbors",
+        f"--workdir={workdir}",
+        f"--source={output}",
+        f"--query={name}",
+        f"--output={tmp_path / 's.png'}",
         "--gin_param=neighbors.num_neighbors=2",
     )
     assert shown.code == 0, shown.err

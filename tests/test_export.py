@@ -213,10 +213,18 @@ def test_only_our_own_old_versions_go(tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("x")
     marker = tmp_path / "1" / versions.MARKER
-    marker.write_text(json.dumps({"version": 1, "files": [*json.loads(marker.read_text())["files"], "../outside.txt", str(outside)]}))
+    marker.write_text(
+        json.dumps({"version": 1, "files": [*json.loads(marker.read_text())["files"], "../outside.txt", str(outside)]})
+    )
     versions.prune(str(tmp_path), keep=2)
-    left = sorted(os.path.relpath(os.path.join(path, file), tmp_path) for path, _, files in os.walk(tmp_path) for file in files)
-    whole = [f"{step}/{name}" for step in (10, 3) for name in ("saved_model.pb", versions.MARKER, "variables/variables.index")]
+    left = sorted(
+        os.path.relpath(os.path.join(path, file), tmp_path) for path, _, files in os.walk(tmp_path) for file in files
+    )
+    whole = [
+        f"{step}/{name}"
+        for step in (10, 3)
+        for name in ("saved_model.pb", versions.MARKER, "variables/variables.index")
+    ]
     assert left == sorted(["2/mine.txt", f"4/{versions.MARKER}", "outside.txt", *whole])
     assert sorted(os.listdir(tmp_path)) == ["10", "2", "3", "4", "5", "notes", "outside.txt"]
 
@@ -233,7 +241,7 @@ def test_the_momentum_network_can_be_exported(tmp_path):
     np.testing.assert_allclose(tf.saved_model.load(found["feature_vector"])(images()), expected, rtol=1e-4, atol=1e-5)
 
 
-# Other formats ---------------------------------------------------------------------------------------------------------
+# Other formats -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["tflite", "onnx"])
@@ -279,7 +287,7 @@ def test_a_state_dict_says_what_the_network_says(for_torch, tmp_path):
 
 
 def test_pytorch_itself_loads_the_state_dict(for_torch, tmp_path):
-    """A network with torchvision's names and shapes, written here since torchvision may be missing where PyTorch is not."""
+    """A network with torchvision's names and shapes, written here: torchvision need not be installed."""
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     nn = torch.nn
@@ -344,7 +352,7 @@ def test_torchvision_cannot_hold_other_networks(encoder, reason):
         pytorch.state_dict(network, classifier=False)
 
 
-# Teachers --------------------------------------------------------------------------------------------------------------
+# Teachers ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_export_teaches_what_its_run_teaches(exported, workdir, network):
@@ -355,7 +363,9 @@ def test_an_export_teaches_what_its_run_teaches(exported, workdir, network):
         np.testing.assert_allclose(teacher.logits(x), expected, rtol=1e-4, atol=1e-5)
         assert (teacher.num_classes, teacher.image_size) == (3, 16)
         json.dumps(teacher.describe())
-    assert len(load_teacher(exported["classifier"]).variables) == sum(len(p.variables) for p in network.parts().values())
+    assert len(load_teacher(exported["classifier"]).variables) == sum(
+        len(p.variables) for p in network.parts().values()
+    )
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -454,7 +464,9 @@ def test_a_keras_saved_model_teaches(tmp_path, softmax):
     teacher = load_teacher(str(tmp_path))
     assert (teacher.num_classes, teacher.image_size) == (6, 16)
     np.testing.assert_allclose(
-        tf.nn.softmax(teacher.logits(images())), model(images()) if softmax else tf.nn.softmax(model(images())), rtol=1e-4
+        tf.nn.softmax(teacher.logits(images())),
+        model(images()) if softmax else tf.nn.softmax(model(images())),
+        rtol=1e-4,
     )
 
 

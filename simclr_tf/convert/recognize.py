@@ -140,9 +140,7 @@ def _with_ratios(shape: dict, ratios: dict[str, float], kernels: list[Shape], or
             options[kind] += [r for r in (reduced / inputs, (reduced + 0.5) / inputs) if 0 < r <= 1]
         if kind == "se":
             options[kind] = options[kind][1:]
-    return [
-        {**shape, "sk_ratio": sk, "se_ratio": se} for sk in _unique(options["sk"]) for se in _unique(options["se"])
-    ]
+    return [{**shape, "sk_ratio": sk, "se_ratio": se} for sk in _unique(options["sk"]) for se in _unique(options["se"])]
 
 
 def _unique(values: list[float]) -> list[float]:
@@ -173,8 +171,8 @@ def understand(found: Found, shapes: dict[str, Shape], path: str) -> Architectur
     norms = [unit for unit in units if not unit.is_conv]
     if len(found.norms) != len(norms):
         raise UserError(
-            f"{path} looks like ResNet-{encoder['depth']}, which has {len(norms)} batch norms, but {len(found.norms)} were "
-            "found; it is incomplete: copy it again, or give another --source"
+            f"{path} looks like ResNet-{encoder['depth']}, which has {len(norms)} batch norms, but {len(found.norms)} "
+            "were found; it is incomplete: copy it again, or give another --source"
         )
     for group, unit in zip(found.norms, norms):
         _check_norm(group, unit.shape, shapes, path)
@@ -200,7 +198,9 @@ def _check_norm(group: Group, shape: Shape, shapes: dict[str, Shape], path: str,
             continue
         actual = _shape(group, leaf, shapes, path)
         if actual != shape:
-            raise UserError(f"{group.keys[leaf]} in {path} has shape {list(actual)}, not {list(shape)}; give another --source")
+            raise UserError(
+                f"{group.keys[leaf]} in {path} has shape {list(actual)}, not {list(shape)}; give another --source"
+            )
 
 
 def _check_biases(found: Found, convs: list[Unit], shapes: dict[str, Shape], path: str) -> None:
@@ -208,7 +208,9 @@ def _check_biases(found: Found, convs: list[Unit], shapes: dict[str, Shape], pat
         if unit.bias and _shape(group, "bias", shapes, path) != unit.shape[-1:]:
             raise UserError(f"{group.keys['bias']} in {path} does not fit its kernel; give another --source")
         if "bias" in group.keys and not unit.bias:
-            raise UserError(f"{group.keys['bias']} in {path} has no place: this convolution has no bias in SimCLR's networks")
+            raise UserError(
+                f"{group.keys['bias']} in {path} has no place: this convolution has no bias in SimCLR's networks"
+            )
 
 
 def _no_match(found: Found, kernels: list[Shape], path: str) -> str:
@@ -244,20 +246,22 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
         return None
     if len(found.dense) != len(found.dense_norms):
         raise UserError(
-            f"{path} has {len(found.dense)} dense layers, but {len(found.dense_norms)} batch norms in its projection head; "
-            "this project's have one each"
+            f"{path} has {len(found.dense)} dense layers, but {len(found.dense_norms)} batch norms in its projection "
+            "head; this project's have one each"
         )
     width = inputs = feature_dim(encoder)
     for i, (dense, norm) in enumerate(zip(found.dense, found.dense_norms)):
         kernel = _shape(dense, "kernel", shapes, path)
         last = "beta" not in norm.keys
         if "bias" in dense.keys:
-            raise UserError(f"{dense.keys['bias']} in {path} has no place: projection heads' dense layers have no bias here")
+            raise UserError(
+                f"{dense.keys['bias']} in {path} has no place: projection heads' dense layers have no bias here"
+            )
         if last != (i == len(found.dense) - 1) and last:
             raise UserError(f"{norm.path} in {path} has no beta, which only a projection head's last layer lacks")
         if len(kernel) != 2 or kernel[0] != inputs or (not last and kernel[1] != width):
             raise UserError(
-                f"{dense.keys['kernel']} in {path} has shape {list(kernel)}, not [{inputs}, {width if not last else 'any'}]; "
+                f"{dense.keys['kernel']} in {path} has shape {list(kernel)}, not [{inputs}, {'any' if last else width}]; "
                 "this projection head has no place here"
             )
         _check_norm(norm, kernel[1:], shapes, path, center=not last)
@@ -268,9 +272,7 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
     return {"num_layers": layers, "output_dim": inputs, "used_layers": layers}
 
 
-def _classifier(
-    found: Found, encoder: dict, shapes: dict[str, Shape], path: str
-) -> tuple[int, tuple[int, ...]]:
+def _classifier(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> tuple[int, tuple[int, ...]]:
     if found.classifier is None:
         return 0, ()
     kernel = _shape(found.classifier, "kernel", shapes, path)
@@ -280,13 +282,13 @@ def _classifier(
     layers = tuple(i for i, width in enumerate(widths) if len(kernel) == 2 and kernel[0] == width)
     if not layers or bias != kernel[1:]:
         raise UserError(
-            f"{found.classifier.keys['kernel']} in {path} has shape {list(kernel)} (bias {list(bias)}), which fits no output "
-            f"of this network ({', '.join(str(w) for w in widths)} wide)"
+            f"{found.classifier.keys['kernel']} in {path} has shape {list(kernel)} (bias {list(bias)}), which fits no "
+            f"output of this network ({', '.join(str(w) for w in widths)} wide)"
         )
     return kernel[1], layers
 
 
-# The readers -----------------------------------------------------------------------------------------------------------
+# The readers ----------------------------------------------------------------------------------------------------------
 
 _TF1 = re.compile(
     r"^(?P<prefix>(?:.*/)?)(?P<scope>base_model|head_contrastive|head_supervised)/(?P<layer>.+)/"
@@ -297,7 +299,10 @@ _TF2 = re.compile(
     r"(?P<leaf>kernel|bias|gamma|beta|moving_mean|moving_variance)" + re.escape(_VALUE) + "$"
 )
 _BOOKKEEPING = (
-    ("optimizer slots", re.compile(r"/\.OPTIMIZER_SLOT/|/(Momentum|LARSOptimizer|ExponentialMovingAverage|Adam(_1)?)$")),
+    (
+        "optimizer slots",
+        re.compile(r"/\.OPTIMIZER_SLOT/|/(Momentum|LARSOptimizer|ExponentialMovingAverage|Adam(_1)?)$"),
+    ),
     ("optimizer values", re.compile(r"(^|/)optimizer/|^(beta[12]_power|learning_rate)$")),
     ("steps", re.compile(r"^(global_step|step|save_counter|train_steps)(" + re.escape(_VALUE) + r")?$")),
     ("memory of past keys", re.compile(r"(^|/|_)(memory|queue)(_|/|$)")),
@@ -331,12 +336,16 @@ def read_names(shapes: dict[str, Shape], path: str, weights: str) -> Found | Non
       UserError: where some are, and others cannot be placed.
     """
     for name, pattern, order in (("TF1", _TF1, _tf1_unit), ("TF2", _TF2, _tf2_unit)):
-        matches = {key: match for key, match in ((k, pattern.match(k)) for k in shapes) if match and not bookkeeping(key)}
+        matches = {
+            key: match for key, match in ((k, pattern.match(k)) for k in shapes) if match and not bookkeeping(key)
+        }
         if not matches:
             continue
         scopes = [m["scope"] for m in matches.values()]
         if "base_model" not in scopes and "resnet_model" not in scopes:
-            raise UserError(f"{path} has heads but no encoder (no base_model/ or resnet_model/ variables); give another")
+            raise UserError(
+                f"{path} has heads but no encoder (no base_model/ or resnet_model/ variables); give another"
+            )
         ignored: dict[str, int] = {}
         strangers = []
         for key in shapes:
@@ -357,14 +366,18 @@ def _slot(key: str, matches: dict) -> str:
 def _refuse(strangers: list[str], path: str) -> None:
     if strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        raise UserError(f"{path} has variables without a place in a SimCLR network: {sorted(strangers)[0]}{more}; give another")
+        raise UserError(
+            f"{path} has variables without a place in a SimCLR network: {sorted(strangers)[0]}{more}; give another"
+        )
 
 
 def _sort(name: str, matches: dict, order, ignored: dict[str, int], path: str, weights: str) -> Found:
     prefixes = sorted({m["prefix"] for m in matches.values() if m["scope"] in ("base_model", "resnet_model")}, key=len)
     variants = {("ema" if "ema" in prefix else "trained"): prefix for prefix in reversed(prefixes)}
     if len(variants) < len(prefixes):
-        raise UserError(f"{path} has several networks ({', '.join(p or '(no prefix)' for p in prefixes)}); give another")
+        raise UserError(
+            f"{path} has several networks ({', '.join(p or '(no prefix)' for p in prefixes)}); give another"
+        )
     wanted = "trained" if weights == "auto" and "trained" in variants else "ema" if weights == "auto" else weights
     if wanted not in variants:
         raise UserError(f"{path} has no {wanted} weights, only {', '.join(variants)}; set convert.weights to 'auto'")
@@ -372,7 +385,12 @@ def _sort(name: str, matches: dict, order, ignored: dict[str, int], path: str, w
     groups: dict[str, dict[tuple, Group]] = {"encoder": {}, "head": {}, "classifier": {}}
     left_out = 0
     for key, match in matches.items():
-        part = {"base_model": "encoder", "resnet_model": "encoder", "head_contrastive": "head", "_projection_head": "head"}
+        part = {
+            "base_model": "encoder",
+            "resnet_model": "encoder",
+            "head_contrastive": "head",
+            "_projection_head": "head",
+        }
         part = part.get(match["scope"], "classifier")
         # The published code averages the encoder and the projection head, never the classifier.
         if match["prefix"] != prefix and not (part == "classifier" and not _has(matches, prefix, "supervised")):
@@ -387,7 +405,11 @@ def _sort(name: str, matches: dict, order, ignored: dict[str, int], path: str, w
         ignored[f"variables of the {'trained' if wanted == 'ema' else 'ema'} weights"] = left_out
 
     def kind(part: str, which: str) -> list[Group]:
-        chosen = {place: group for place, group in groups[part].items() if (not _NORM.isdisjoint(group.keys)) == (which == "norm")}
+        chosen = {
+            place: group
+            for place, group in groups[part].items()
+            if (not _NORM.isdisjoint(group.keys)) == (which == "norm")
+        }
         return [chosen[place] for place in sorted(chosen)]
 
     classifiers = kind("classifier", "dense")

@@ -42,7 +42,9 @@ class Source:
             }
             self._dtypes = self._reader.get_variable_to_dtype_map()
         except _UNREADABLE as error:
-            raise UserError(f"the checkpoint {self.path} cannot be read ({_first_line(error)}); copy it again") from None
+            raise UserError(
+                f"the checkpoint {self.path} cannot be read ({_first_line(error)}); copy it again"
+            ) from None
         if not self.shapes:
             raise UserError(f"the checkpoint {self.path} is empty; give --source a published SimCLR checkpoint")
 
@@ -53,7 +55,9 @@ class Source:
           UserError: where the file is cut off, or the value is no finite number.
         """
         if not self._dtypes[key].is_floating:
-            raise UserError(f"{key} in {self.path} is of type {self._dtypes[key].name}, but weights are floating; give another")
+            raise UserError(
+                f"{key} in {self.path} is of type {self._dtypes[key].name}, but weights are floating; give another"
+            )
         value = np.asarray(self._tensor(key), np.float32)
         if not np.all(np.isfinite(value)):
             raise UserError(f"{key} in {self.path} has values that are not finite; give another checkpoint")
@@ -82,16 +86,18 @@ def _find(path: str) -> str:
         return prefix
     if not tf.io.gfile.exists(path):
         raise UserError(
-            f"--source={path} does not exist; give a checkpoint's prefix (such as .../model.ckpt-250228), its folder, or a "
-            "SavedModel's or hub module's folder"
+            f"--source={path} does not exist; give a checkpoint's prefix (such as .../model.ckpt-250228), its folder, or "
+            "a SavedModel's or hub module's folder"
         )
     if not tf.io.gfile.isdir(path):
-        raise UserError(f"--source={path} is not a TensorFlow checkpoint (there is no {os.path.basename(prefix)}{_INDEX})")
+        raise UserError(
+            f"--source={path} is not a TensorFlow checkpoint (there is no {os.path.basename(prefix)}{_INDEX})"
+        )
     found = _in_folder(path)
     if found is None:
         raise UserError(
-            f"--source={path} has no checkpoint (no *{_INDEX} file and no variables folder in it); give the folder of a "
-            "published checkpoint"
+            f"--source={path} has no checkpoint (no *{_INDEX} file and no variables folder in it); give the folder of "
+            "a published checkpoint"
         )
     return found
 

@@ -18,9 +18,9 @@ from simclr_tf.train import Place
 
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
-# Square images' sides that networks with either stem were published for, in pixels.
 # Folders of published checkpoints whose classifier reads the encoder's output though there is a head.
 _READ_THE_ENCODER = ("pretrained", "supervised")
+# Square images' sides that networks with either stem were published for, in pixels.
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
 

@@ -101,9 +101,7 @@ def _flat(value: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(value, axis=[1, 2]) if value.shape.rank == 4 else value
 
 
-def signatures(
-    module: Reusable, kind: str, image_size: int
-) -> dict[str, tf.types.experimental.ConcreteFunction]:
+def signatures(module: Reusable, kind: str, image_size: int) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Returns the signatures to save with a module.
 
     `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]; `serving_bytes` takes `image_bytes`, [B] strings,

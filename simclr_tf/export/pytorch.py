@@ -1,9 +1,8 @@
-"""Weights for PyTorch: a state dict that torchvision's ResNet loads, as a safetensors file (no pickle, no PyTorch needed).
+"""Weights for PyTorch: a state dict that torchvision's ResNet loads, as a safetensors file (no pickle, no PyTorch).
 
 What fits is what torchvision can express: the plain bottleneck networks (depth 50, 101, 152, 200) of width 1 with the
 ImageNet stem. Convolutions agree as they are: both pad strided ones by (k - 1) / 2 on either side and put a block's
-stride on its 3x3. One thing differs: this project's (and the published) pooling after the stem pads as TensorFlow's SAME,
-which on maps of even size means one row and column at the end, torchvision's one at the start. With
+stride on its 3x3. One thing differs: the pooling after the stem pads as TensorFlow's SAME here (and as published), which on maps of even size means one row and column at the end, torchvision's one at the start. With
 
     model.maxpool = torch.nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 
@@ -57,7 +56,9 @@ def state_dict(network: Network, *, classifier: bool) -> dict[str, np.ndarray]:
     """
     reason = why_not(network)
     if reason is not None:
-        raise UserError(f"this network cannot go to torchvision's ResNet: {reason}; leave 'torch' out of export.formats")
+        raise UserError(
+            f"this network cannot go to torchvision's ResNet: {reason}; leave 'torch' out of export.formats"
+        )
     state: dict[str, np.ndarray] = {}
     _put_pair(state, "conv1", "bn1", network.encoder.stem[0])
     for group, blocks in enumerate(network.encoder.block_groups):
@@ -90,8 +91,8 @@ def _put_classifier(state: dict, network: Network) -> None:
     if network.classifier_layer:
         if network.classifier_layer == network.head.num_layers:
             raise UserError(
-                "this network's classifier reads the projection itself, which has no ReLU and no place in torchvision's ResNet; "
-                "leave 'torch' out of export.formats"
+                "this network's classifier reads the projection itself, which has no ReLU and no place in torchvision's "
+                "ResNet; leave 'torch' out of export.formats"
             )
         for layer in network.head.projections[: network.classifier_layer]:
             state[f"fc.{depth}.weight"] = layer.dense.kernel.numpy().T
@@ -103,7 +104,7 @@ def _put_classifier(state: dict, network: Network) -> None:
 
 
 def forward(state: dict[str, np.ndarray], images: np.ndarray, depth: int) -> np.ndarray:
-    """Computes what torchvision's ResNet, with the pooling above, makes of a state dict: logits, or features without `fc`.
+    """Computes what torchvision's ResNet, with the pooling above, makes of a state dict: logits; features without `fc`.
 
     Args:
       state: from `state_dict`.
@@ -183,5 +184,7 @@ def write(network: Network, path: str, images: np.ndarray, expected: np.ndarray,
     save(state_dict(network, classifier=classifier), path)
     error = relative(forward(load(path), images, network.encoder.depth), expected)
     if not error < TOLERANCE:
-        raise UserError(f"the PyTorch state dict differs from the network by {error:.2g} (relative); nothing was exported")
+        raise UserError(
+            f"the PyTorch state dict differs from the network by {error:.2g} (relative); nothing was exported"
+        )
     return error

@@ -27,7 +27,7 @@ _FILES = {**{name: file for name, (file, _) in formats.WRITERS.items()}, "torch"
 def run_export(
     place: Place,
     layer: str = "final_avg_pool",
-    formats: list[str] | tuple[str, ...] = (),  # noqa: A002
+    formats: list[str] | tuple[str, ...] = (),
     image_size: int | None = None,
     keep: int = 3,
     weights: str = "trained",
