@@ -261,8 +261,8 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
             raise UserError(f"{norm.path} in {path} has no beta, which only a projection head's last layer lacks")
         if len(kernel) != 2 or kernel[0] != inputs or (not last and kernel[1] != width):
             raise UserError(
-                f"{dense.keys['kernel']} in {path} has shape {list(kernel)}, not [{inputs}, {'any' if last else width}]; "
-                "this projection head has no place here"
+                f"{dense.keys['kernel']} in {path} is {list(kernel)}, not [{inputs}, {'any' if last else width}], "
+                "so this projection head has no place here"
             )
         _check_norm(norm, kernel[1:], shapes, path, center=not last)
         inputs = kernel[1]

@@ -86,7 +86,7 @@ def _find(path: str) -> str:
         return prefix
     if not tf.io.gfile.exists(path):
         raise UserError(
-            f"--source={path} does not exist; give a checkpoint's prefix (such as .../model.ckpt-250228), its folder, or "
+            f"--source={path} does not exist; give a checkpoint's prefix (as in model.ckpt-250228), its folder, or "
             "a SavedModel's or hub module's folder"
         )
     if not tf.io.gfile.isdir(path):

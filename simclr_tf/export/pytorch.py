@@ -2,7 +2,8 @@
 
 What fits is what torchvision can express: the plain bottleneck networks (depth 50, 101, 152, 200) of width 1 with the
 ImageNet stem. Convolutions agree as they are: both pad strided ones by (k - 1) / 2 on either side and put a block's
-stride on its 3x3. One thing differs: the pooling after the stem pads as TensorFlow's SAME here (and as published), which on maps of even size means one row and column at the end, torchvision's one at the start. With
+stride on its 3x3. One thing differs: the pooling after the stem pads as TensorFlow's SAME here (and as published),
+which on maps of even size means one row and column at the end, torchvision's one at the start. With
 
     model.maxpool = torch.nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 
@@ -91,8 +92,8 @@ def _put_classifier(state: dict, network: Network) -> None:
     if network.classifier_layer:
         if network.classifier_layer == network.head.num_layers:
             raise UserError(
-                "this network's classifier reads the projection itself, which has no ReLU and no place in torchvision's "
-                "ResNet; leave 'torch' out of export.formats"
+                "this network's classifier reads the projection itself, which has no ReLU and no place in "
+                "torchvision's ResNet; leave 'torch' out of export.formats"
             )
         for layer in network.head.projections[: network.classifier_layer]:
             state[f"fc.{depth}.weight"] = layer.dense.kernel.numpy().T
