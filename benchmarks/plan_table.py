@@ -1,9 +1,9 @@
 """Compiles every ImageNet row of SimCLRv2 for four TPUs and writes docs/planning.md: `make planning`.
 
-Each row is `--mode=plan` of its recipe on 128 replicas, 32 images each, of every TPU. Where that does not fit, blocks are
-recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was compiled before is looked up
-(in --workdir), so that a stopped run goes on; what was learnt is kept in docs/planning.json. A row that was not compiled
-says so.
+Each row is `--mode=plan` of its recipe on 128 replicas, 32 images each, of every TPU. Where that does not fit, blocks
+are recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was compiled before is looked
+up (in --workdir), so that a stopped run goes on; what was learnt is kept in docs/planning.json. A row that was not
+compiled says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ ROWS = {
     "imagenet_r152_3x_sk": ("R152 3x+SK", 795),
 }
 # TPU -> its slices of 128 and of 256 replicas.
-TPUS = {"v3": ("v3-128", "v3-256"), "v5e": ("v5e-128", "v5e-256"), "v4": ("v4-256", "v4-512"), "v6e": ("v6e-128", "v6e-256")}
+TPUS = {
+    "v3": ("v3-128", "v3-256"),
+    "v5e": ("v5e-128", "v5e-256"),
+    "v4": ("v4-256", "v4-512"),
+    "v6e": ("v6e-128", "v6e-256"),
+}
 # Slice of `TPUS` and further bindings, in the order in which they are tried.
 ATTEMPTS = ((0, ()), (0, ("ResNet.remat = True",)), (1, ("ResNet.remat = True",)))
 
@@ -83,8 +88,8 @@ def _gb(nbytes: float) -> str:
 def table(results: dict[str, dict]) -> str:
     """Returns the table of all rows, in Markdown."""
     lines = [
-        "| net | TPU | slice | images per replica | fits | memory per replica, GB of | TFLOP, GB moved per step | least step, ms (by) | "
-        "least hours, 800 epochs | chip-hours |",
+        "| net | TPU | slice | images per replica | fits | memory per replica, GB of | TFLOP, GB moved per step | "
+        "least step, ms (by) | least hours, 800 epochs | chip-hours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for recipe, (name, _) in ROWS.items():
@@ -111,7 +116,8 @@ def table(results: dict[str, dict]) -> str:
             lines.append(
                 start + f"{_gb(last['memory']['total'])} of {_gb(last['memory_bytes_per_replica'])} | "
                 f"{last['flops'] / 1e12:.2f}, {_gb(last['bytes_accessed'])} | "
-                f"{1000 * bound['step_seconds']:.1f} ({bound['bound_by']}) | {bound['hours']:.1f} | {bound['chip_hours']:.0f} |"
+                f"{1000 * bound['step_seconds']:.1f} ({bound['bound_by']}) | {bound['hours']:.1f} | "
+                f"{bound['chip_hours']:.0f} |"
             )
     return "\n".join(lines)
 
@@ -136,7 +142,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="recipes, with commas")
     parser.add_argument("--tpus", default=",".join(TPUS), help="TPUs, with commas")
     parser.add_argument("--again", action="store_true", help="also rows that docs/planning.json has")
-    parser.add_argument("--page_only", action="store_true", help="compile nothing, write the page from docs/planning.json")
+    parser.add_argument("--page_only", action="store_true", help="write the page alone, from docs/planning.json")
     parser.add_argument("--prefix", default="", help="before every compiling command, such as 'nice -n 10'")
     options = parser.parse_args()
     rows, tpus = options.rows.split(","), options.tpus.split(",")

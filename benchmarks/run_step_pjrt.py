@@ -1,10 +1,10 @@
 """Runs an exported training step on any PJRT device, with JAX alone: no TensorFlow.
 
-    python run.py --mode=export_step --stage=pretrain --workdir=runs/step --steps=5
+    python run.py --mode=export_step --stage=pretrain --workdir=runs/step --batches=5
     .venv-plan/bin/python benchmarks/run_step_pjrt.py runs/step --device=cpu
 
-Feeds the real batches that the export wrote (batches.npz; after the last one the first one again), starts from its first
-values (initial.npz), and prints a record a step, as training would have written it to metrics.jsonl.
+Feeds the real batches that the export wrote (batches.npz; after the last one the first one again), starts from its
+first values (initial.npz), and prints a record a step, as training would have written it to metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import time
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "simclr_tf", "plan"))
-import pjrt  # noqa: E402  (has to be found without its package, whose Python may be another)
+import pjrt  # The one file of the package that needs neither TensorFlow nor the package.
 
 
 def _load(folder: str) -> tuple[bytes, dict, dict, list[dict]]:
-    missing = [name for name in ("step.hlo", "manifest.json", "initial.npz", "batches.npz") if not os.path.exists(os.path.join(folder, name))]
+    wanted = ("step.hlo", "manifest.json", "initial.npz", "batches.npz")
+    missing = [name for name in wanted if not os.path.exists(os.path.join(folder, name))]
     if missing:
-        raise SystemExit(f"{folder} has no {', '.join(missing)}; make it with: python run.py --mode=export_step --workdir={folder} ...")
+        raise SystemExit(
+            f"{folder} has no {', '.join(missing)}; make them: python run.py --mode=export_step --workdir={folder} ..."
+        )
     with open(os.path.join(folder, "step.hlo"), "rb") as file:
         module = file.read()
     with open(os.path.join(folder, "manifest.json")) as file:
@@ -55,7 +58,7 @@ def main() -> None:
 
     started = time.perf_counter()
     step = pjrt.Step(module, manifest, initial)
-    print(f"{step.device}: compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    print(f"{', '.join(map(str, step.devices))}: compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     count = options.steps or len(batches)
     seconds = []
     for i in range(count):
@@ -66,7 +69,7 @@ def main() -> None:
     if count > 1:
         # The first step fills caches.
         median = float(np.median(seconds[1:]))
-        images = manifest["per_replica_batch_size"]
+        images = manifest["per_replica_batch_size"] * manifest["replicas"]
         print(f"{1000 * median:.1f} ms a step (median), {images / median:.1f} images/s", file=sys.stderr)
     if options.save:
         np.savez(options.save, **step.state())

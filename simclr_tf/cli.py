@@ -46,13 +46,19 @@ _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such a
 _STAGE = flags.DEFINE_string(
     "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
 )
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4; or several with commas.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4; or several with commas."
+)
 _PRICE = flags.DEFINE_float("price", None, "What one chip costs for an hour, for --mode=plan.")
 _SEARCH = flags.DEFINE_bool(
     "search", None, "With --mode=plan: search the largest batch that fits (on unless --nosearch is given)."
 )
-_PLAN_ENV = flags.DEFINE_string("plan_env", None, "Environment that has the TPU compiler; .venv-plan of the clone without.")
-_MAKE_PLAN_ENV = flags.DEFINE_bool("make_plan_env", None, "Let --mode=plan install the TPU compiler where it is missing.")
+_PLAN_ENV = flags.DEFINE_string(
+    "plan_env", None, "Environment that has the TPU compiler; .venv-plan of the clone without."
+)
+_MAKE_PLAN_ENV = flags.DEFINE_bool(
+    "make_plan_env", None, "Let --mode=plan install the TPU compiler where it is missing."
+)
 _BATCHES = flags.DEFINE_integer("batches", None, "How many real batches --mode=export_step writes; 4 without.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
 

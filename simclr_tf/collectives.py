@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from simclr_tf.stack import tf
 
@@ -27,7 +28,6 @@ class OneProgram:
     def __init__(self, num_replicas: int):
         """Sets how many replicas there would be."""
         self.num_replicas_in_sync = num_replicas
-        self._sums = itertools.count(1)
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Returns a scope for creating variables: plain ones, one replica's."""
@@ -38,6 +38,8 @@ class OneProgram:
         """Within it, this module speaks for one of the replicas."""
         before = self.current()
         self._tracing.program = self
+        # Equal steps shall be equal programs, whatever was traced before.
+        self._sums = itertools.count(1)
         try:
             yield
         finally:
@@ -93,10 +95,19 @@ def replica_id() -> tf.Tensor:
 def _all_sum(values):
     if OneProgram.current() is not None:
         return tf.nest.map_structure(OneProgram.current().sum, values)
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+    context = tf.distribute.get_replica_context()
+
+    @tf.custom_gradient
+    def summed(*tensors):
+        # When traced, TensorFlow walks back from a sum to what went into it, for variables on the way, and through the
+        # other replicas' parts into all that they computed so far. It walks no further than a stopped gradient.
+        stopped = [tf.stop_gradient(tensor) for tensor in tensors]
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, stopped), lambda *upstream: _all_sum(list(upstream))
+
+    return tf.nest.pack_sequence_as(values, summed(*tf.nest.flatten(values)))
 
 
-def all_sum(values):
+def all_sum(values: Any) -> Any:
     """Sums tensors over the replicas.
 
     Args:

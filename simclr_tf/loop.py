@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf import collectives, randomness
+from simclr_tf import collectives, micro_batches, randomness
 from simclr_tf.errors import UserError
+from simclr_tf.models.convolution import exchanged_gradients
 from simclr_tf.optim.optimizers import Optimizer
+from simclr_tf.precision import on_cpu
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Stage
 
@@ -51,6 +53,7 @@ class Loop:
         seed: int,
         jit_compile: bool = False,
         steps_per_call: int | None = None,
+        accumulation_steps: int = 1,
     ):
         """Prepares the loop; to be called inside the strategy's scope.
 
@@ -62,9 +65,13 @@ class Loop:
           seed: the run's.
           jit_compile: compile the step with XLA (TPUs always do).
           steps_per_call: steps in one call of the compiled loop; None finds a number that takes about a second.
+          accumulation_steps: in how many parts, one after another, the gradient of a step is computed. The losses' and
+            the gradient's sums are those of the whole batch; batch norm in training sees one part at a time, and its
+            averages move once for each.
 
         Raises:
-          UserError: for XLA with several replicas in one process, which TensorFlow cannot compile.
+          UserError: for XLA with several replicas in one process, which TensorFlow cannot compile; for accumulation
+            where the loss compares a batch's examples with each other.
         """
         if (
             jit_compile
@@ -74,6 +81,11 @@ class Loop:
             raise UserError(
                 f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot "
                 "compile their exchange outside TPUs; set it to False, or use one replica"
+            )
+        if accumulation_steps > 1 and not stage.separable:
+            raise UserError(
+                f"train.accumulation_steps is {accumulation_steps}, but the {stage.name} loss compares the examples of a "
+                f"batch with each other; set it to 1{stage.instead_of_accumulation}"
             )
         if stage.network.dtype == tf.float64:
             # float64 is for comparisons. TensorFlow's arithmetic rewriting changes the last digits of the float32
@@ -86,11 +98,13 @@ class Loop:
         self._strategy = strategy
         self._seed = seed
         self._fixed_steps = steps_per_call
+        self._accumulation_steps = accumulation_steps
         self._step_seconds: float | None = None
         self._variables = list(stage.trained_variables)
         self._names: list[str] = []
         # Only `_steps` has Python for AutoGraph to convert.
-        step = tf.autograph.experimental.do_not_convert(self._replica_step)
+        on_cpu_alone = on_cpu() and not jit_compile
+        step = tf.autograph.experimental.do_not_convert(self._cpu_replica_step if on_cpu_alone else self._replica_step)
         self._replica_step_fn = tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
         self._run = tf.function(self._steps, reduce_retracing=True)
 
@@ -103,6 +117,45 @@ class Loop:
             name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
             for name, stream in batch.items()
         }
+        gradients, measured = self._gradients(batch, seeds)
+        rate = self._learning_rate(step)
+        self.optimizer.apply(collectives.all_sum(gradients), rate, step)
+        self.stage.after_update(step)
+        dtype = self.stage.network.dtype
+        record = collectives.all_sum(tf.concat([measured, [tf.cast(stop, dtype)]], axis=0))
+        return tf.concat([record[:-1], [tf.cast(rate, dtype)], record[-1:]], axis=0)
+
+    def _cpu_replica_step(self, *args) -> tf.Tensor:
+        with exchanged_gradients():
+            return self._replica_step(*args)
+
+    def _gradients(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns this replica's share of the gradient of each variable, and of what is measured, [names]."""
+        count = self._accumulation_steps
+        if count == 1:
+            return self._gradients_of_part(batch, seeds)
+        parts = micro_batches.cut((batch, seeds), count)
+
+        def add(i: tf.Tensor, sums: list[tf.Tensor], measured: tf.TensorArray):
+            part = tf.nest.map_structure(lambda value: value[i], parts)
+            gradients, values = self._gradients_of_part(*part)
+            sums = [total + tf.cast(g, total.dtype) / count for total, g in zip(sums, gradients)]
+            return i + 1, sums, measured.write(i, values / count)
+
+        sums = [tf.zeros(variable.shape, variable.dtype) for variable in self._variables]
+        state = (tf.constant(0), sums, tf.TensorArray(self.stage.network.dtype, size=count))
+        if collectives.num_replicas() == 1:
+            state = tf.while_loop(
+                lambda i, *_: i < count, add, state, parallel_iterations=1, maximum_iterations=count
+            )
+        else:  # Replicas cannot exchange numbers inside a loop of the graph.
+            for _ in range(count):
+                with tf.control_dependencies(state[1]):
+                    state = add(*state)
+        return state[1], tf.reduce_sum(state[2].stack(), axis=0)
+
+    def _gradients_of_part(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """What `_gradients` returns, at once."""
         dtype = self.stage.network.dtype
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
@@ -115,13 +168,9 @@ class Loop:
         missing = [v.name for v, gradient in zip(self._variables, gradients) if gradient is None]
         if missing:
             raise ValueError(f"no gradient reaches {', '.join(missing)}")
-        rate = self._learning_rate(step)
-        self.optimizer.apply(collectives.all_sum(gradients), rate, step)
-        self.stage.after_update(step)
         measured = {"loss": loss, **shares, **{name: self._share(value, dtype) for name, value in metrics.items()}}
         self._names = [*measured, "learning_rate"]
-        record = collectives.all_sum(tf.stack([*measured.values(), tf.cast(stop, dtype)]))
-        return tf.concat([record[:-1], [tf.cast(rate, dtype)], record[-1:]], axis=0)
+        return gradients, tf.stack(list(measured.values()))
 
     def one_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor) -> dict[str, tf.Tensor]:
         """Takes one replica's step of `run`, for who traces it to compile or run it elsewhere.

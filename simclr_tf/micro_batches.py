@@ -20,19 +20,19 @@ Tensors = dict[str, Any]
 Function = Callable[[Tensors], dict[str, tf.Tensor]]
 
 
-def _cut(values: Tensors, count: int) -> Tensors:
+def cut(values: Tensors, count: int) -> Tensors:
     """[B, ...] -> [count, B / count, ...]; rows i, i + count, ... make micro-batch i, over however many replicas."""
 
-    def cut(value: tf.Tensor) -> tf.Tensor:
+    def apart(value: tf.Tensor) -> tf.Tensor:
         rows, *shape = value.shape
         parts = tf.reshape(value, [rows // count, count, *shape])
         return tf.transpose(parts, [1, 0, *range(2, len(shape) + 2)])
 
-    return tf.nest.map_structure(cut, values)
+    return tf.nest.map_structure(apart, values)
 
 
 def _joined(values: Tensors) -> Tensors:
-    """[count, B / count, ...] -> [B, ...], the reverse of `_cut`."""
+    """[count, B / count, ...] -> [B, ...], the reverse of `cut`."""
 
     def join(value: tf.Tensor) -> tf.Tensor:
         count, rows, *shape = value.shape
@@ -77,7 +77,7 @@ def outputs(function: Function, inputs: Tensors, count: int, returns: dict[str, 
     Returns:
       Name -> [B, ...], in the order of the inputs.
     """
-    parts = _cut(inputs, count)
+    parts = cut(inputs, count)
 
     def step(i: tf.Tensor, state: list[tf.Tensor]) -> list[tf.Tensor]:
         found = function(_part(parts, i))
@@ -112,7 +112,7 @@ def outputs_with_gradient(
     found = {name: tf.stop_gradient(value) for name, value in outputs(function, inputs, count, returns).items()}
 
     def gradient(*upstream: tf.Tensor):
-        wanted, parts = _cut(dict(zip(returns, upstream)), count), _cut(inputs, count)
+        wanted, parts = cut(dict(zip(returns, upstream)), count), cut(inputs, count)
 
         def step(i: tf.Tensor, sums: list[tf.Tensor]) -> list[tf.Tensor]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -18,10 +18,10 @@ from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
-from simclr_tf.models.network import resolve_precision
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
+from simclr_tf.precision import resolve_precision
 from simclr_tf.preemption import Watch
 from simclr_tf.progress import Progress, duration
 from simclr_tf.stack import keras, tf
@@ -122,10 +122,15 @@ def _check_positive(**values) -> None:
             raise UserError(f"train.{name} is {value!r}; use a whole number of at least 1")
 
 
-def _check_divides(name: str, batch_size: int, replicas: int) -> None:
+def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps: int = 1) -> None:
     if batch_size % replicas:
         raise UserError(
             f"{name} is {batch_size} and does not divide over {replicas} replicas; use a multiple of {replicas}"
+        )
+    if batch_size // replicas % accumulation_steps:
+        raise UserError(
+            f"{name} is {batch_size} over {replicas} replica(s) and does not divide into train.accumulation_steps = "
+            f"{accumulation_steps} parts; use a multiple of {replicas * accumulation_steps}"
         )
 
 
@@ -149,6 +154,7 @@ def train(
     precision: str = "auto",
     jit_compile: bool = False,
     steps_per_call: int | None = None,
+    accumulation_steps: int = 1,
     checkpoint_every_steps: int | None = None,
     keep_checkpoints: int = 3,
     record_every_steps: int = 1,
@@ -169,6 +175,8 @@ def train(
       precision: "auto", "float32", "bfloat16" or "float64".
       jit_compile: compile the step with XLA.
       steps_per_call: steps between two looks of the host; None finds a number.
+      accumulation_steps: parts in which a step's gradient is computed, one after another, for stages whose losses allow
+        it; the update is that of the whole batch, less what batch norm sees of it.
       checkpoint_every_steps: None saves about once an epoch.
       keep_checkpoints: how many of the newest to keep.
       record_every_steps: of the metrics.
@@ -184,6 +192,7 @@ def train(
     """
     _check_positive(
         global_batch_size=global_batch_size,
+        accumulation_steps=accumulation_steps,
         keep_checkpoints=keep_checkpoints,
         record_every_steps=record_every_steps,
         **{
@@ -221,7 +230,8 @@ def train(
         inputs = stage.train_inputs()
         examples = next(iter(inputs.values()))
         for name, stream in inputs.items():
-            _check_divides(f"the batch size of {name} images", stream.batch_size or global_batch_size, replicas)
+            size = stream.batch_size or global_batch_size
+            _check_divides(f"the batch size of {name} images", size, replicas, accumulation_steps)
         stage.check_batch(global_batch_size, replicas)
         num_examples = examples.source.num_examples
         if steps is None:
@@ -239,6 +249,7 @@ def train(
             seed=seed,
             jit_compile=jit_compile,
             steps_per_call=steps_per_call,
+            accumulation_steps=accumulation_steps,
         )
     if place.instead is not None:
         place.built()

@@ -9,7 +9,7 @@ from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
-from simclr_tf.models.network import resolve_precision
+from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
 from simclr_tf.train import Place

@@ -8,9 +8,10 @@ import pytest
 from simclr_tf import summary
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import ProjectionHead
-from simclr_tf.models.network import Network, resolve_precision
+from simclr_tf.models.network import Network
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 
 # Chen et al. 2020b, Table 1: depth, width, selective kernels -> millions of parameters.

@@ -8,8 +8,8 @@ import tiny_run
 from tiny_run import TINY, TinyRun
 
 from simclr_tf.errors import UserError
-from simclr_tf.models.network import POLICIES
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.precision import POLICIES
 from simclr_tf.stack import keras, tf
 
 

@@ -8,10 +8,8 @@ from typing import NamedTuple
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import Classifier, ProjectionHead
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.precision import POLICIES
 from simclr_tf.stack import keras, tf
-
-# What Keras calls the precisions that a user names.
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
 
 _DESCRIBED_BY = {"encoder": ("encoder",), "classifier": ("num_classes", "classifier_layer")}
 
@@ -241,33 +239,3 @@ def with_first_layers(
             f"bind {owner}.make_head"
         )
     return lambda **kwargs: make_head(used_layers=count, **kwargs)
-
-
-def resolve_precision(precision: str) -> str:
-    """Turns "auto" into what this machine computes fast, and checks the rest.
-
-    bfloat16 is fast on TPUs, on GPUs from NVIDIA's Ampere on, and on CPUs with AVX512-BF16 or AMX.
-
-    Raises:
-      UserError: for an unknown name.
-    """
-    if precision in POLICIES:
-        return precision
-    if precision != "auto":
-        raise UserError(f"train.precision is {precision!r}; choose one of auto, {', '.join(POLICIES)}")
-    return "bfloat16" if _has_bfloat16() else "float32"
-
-
-def _has_bfloat16() -> bool:
-    if tf.config.list_physical_devices("TPU") or tf.config.list_logical_devices("TPU"):
-        return True
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        capabilities = (tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus)
-        return all(capability is not None and capability[0] >= 8 for capability in capabilities)
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

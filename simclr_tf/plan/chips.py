@@ -105,8 +105,8 @@ class Topology(NamedTuple):
     def all_reduce_seconds(self, nbytes: float) -> float:
         """Returns how long replicas exchange at the least to sum arrays of so many bytes.
 
-        A sum over n chips sends 2 (n - 1) / n times the array's bytes out of each chip (reduce-scatter, then all-gather:
-        no algorithm needs less), over all its links at once; a chip's own cores share its memory.
+        A sum over n chips sends 2 (n - 1) / n times the array's bytes out of each chip (reduce-scatter, then
+        all-gather: no algorithm needs less), over all its links at once; a chip's own cores share its memory.
         """
         n = self.num_chips
         return 2 * (n - 1) / n * nbytes / self.chip.interconnect
@@ -144,9 +144,12 @@ def parse_topology(name: str) -> Topology:
         if len(shape) == 3 and chip.dimensions == 2 and shape[-1] == 1:
             shape = shape[:2]
         if len(shape) != chip.dimensions or 0 in shape:
-            raise UserError(f"--topology={name}: a slice of {kind} has {chip.dimensions} directions, such as {kind}:{'x'.join('2' * chip.dimensions)}")
+            example = f"{kind}:{'x'.join('2' * chip.dimensions)}"
+            raise UserError(f"--topology={name}: a slice of {kind} has {chip.dimensions} directions, as in {example}")
         if math.prod(shape) > chip.pod_chips:
-            raise UserError(f"--topology={name} has {math.prod(shape)} chips; the largest slice of {kind} has {chip.pod_chips}")
+            raise UserError(
+                f"--topology={name} has {math.prod(shape)} chips; the largest slice of {kind} has {chip.pod_chips}"
+            )
         return Topology(name, chip, shape)
     unit, smallest = ("cores", 2) if chip.counts_cores else ("chips", 1)
     count = int(number)

@@ -26,7 +26,7 @@ _OLDEST = (3, 11)
 
 
 def default_folder() -> str:
-    """Returns where the compiler's environment lies unless --plan_env says otherwise: `.venv-plan` beside the package."""
+    """Returns where the compiler's environment lies unless it is said otherwise: `.venv-plan` beside the package."""
     return os.path.join(_ROOT, ".venv-plan")
 
 
@@ -36,7 +36,8 @@ def _python(folder: str) -> str:
 
 def is_there(folder: str) -> bool:
     """Whether a folder holds an environment with the TPU compiler; nothing is started."""
-    return os.path.exists(_python(folder)) and bool(glob.glob(os.path.join(folder, "lib", "python*", "site-packages", "libtpu")))
+    libraries = os.path.join(folder, "lib", "python*", "site-packages", "libtpu")
+    return os.path.exists(_python(folder)) and bool(glob.glob(libraries))
 
 
 def _new_enough_python() -> str:
@@ -47,8 +48,8 @@ def _new_enough_python() -> str:
         if found and subprocess.run([found, "-c", "import venv"], capture_output=True).returncode == 0:
             return found
     raise UserError(
-        f"the TPU compiler needs Python 3.11 or newer, and only {sys.version.split()[0]} was found; install one, or give "
-        "an environment that has jax[tpu] with --plan_env; everything else works without"
+        f"the TPU compiler needs Python 3.11 or newer, and only {sys.version.split()[0]} was found; install one, or "
+        "give an environment that has jax[tpu] with --plan_env; everything else works without"
     )
 
 
@@ -72,7 +73,7 @@ def ensure(folder: str, *, make: bool) -> None:
         return
     if not make:
         raise UserError(
-            f"the TPU compiler is not installed in {folder}; make it with `make plan-env`, or add --make_plan_env to this "
+            f"the TPU compiler is not installed in {folder}; run `make plan-env`, or add --make_plan_env to this "
             "command (1.2 GB, by pip); everything else works without"
         )
     python = _new_enough_python()
@@ -84,15 +85,21 @@ def ensure(folder: str, *, make: bool) -> None:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode or (command[1:3] == ["-m", "pip"] and not is_there(folder)):
             lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no reason given")
+            reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
             raise UserError(
-                f"the TPU compiler cannot be installed in {folder} ({reason.strip()}); it exists for Linux on x86-64; "
-                "everything else works without"
+                f"the TPU compiler cannot be installed in {folder} ({reasons[-1].strip()}); it exists for Linux on "
+                "x86-64; everything else works without"
             )
 
 
 def compile_for(
-    module: bytes, topology: Topology, *, num_replicas: int, folder: str, cache: str, timeout_seconds: float | None = None
+    module: bytes,
+    topology: Topology,
+    *,
+    num_replicas: int,
+    folder: str,
+    cache: str,
+    timeout_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Compiles a step for a TPU, or finds what was learnt when the same was compiled before.
 
@@ -130,7 +137,9 @@ def compile_for(
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise UserError(f"compiling for {topology.name} took more than {timeout_seconds:.0f} s and was stopped") from None
+            raise UserError(
+                f"compiling for {topology.name} took more than {timeout_seconds:.0f} s and was stopped"
+            ) from None
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             raise UserError(

@@ -34,8 +34,8 @@ def lower_bound(
     """Bounds a run's time from below.
 
     A step takes at least as long as its arithmetic at the chip's peak, as its memory traffic at full bandwidth (each
-    operation's operands and results counted once, as the compiler counts; what stays in on-chip memory is counted, too),
-    and as its sums over replicas on the interconnect; all three may overlap.
+    operation's operands and results counted once, as the compiler counts; what stays in on-chip memory is counted,
+    too), and as its sums over replicas on the interconnect; all three may overlap.
 
     Args:
       topology: the TPU.

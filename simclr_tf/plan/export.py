@@ -25,6 +25,8 @@ from simclr_tf.train import Built
 
 HLO, MANIFEST, INITIAL, BATCHES = "step.hlo", "manifest.json", "initial.npz", "batches.npz"
 _FORMAT = 1
+# What every stream has beside its crops; see `data.pipeline.train_dataset`.
+_PER_EXAMPLE = {"label": tf.int32, "index": tf.int64}
 
 
 class Exported(NamedTuple):
@@ -48,7 +50,7 @@ class Exported(NamedTuple):
 
 @contextlib.contextmanager
 def hollow_variables() -> Iterator[None]:
-    """Within it, new variables have their shapes but no values of their own: all of one shape share one tensor of zeros.
+    """Within it, new variables have no values of their own: all of one shape share one tensor of zeros.
 
     A program's shapes do not depend on values, and the largest network's weights would fill several gigabytes.
     """
@@ -78,7 +80,7 @@ def _batch_arguments(built: Built, per_replica: dict[str, int]) -> list[tuple[st
     for stream, source in built.inputs.items():
         size, batch = source.prepare.size, per_replica[stream]
         rows += [(stream, name, tf.TensorSpec([batch, size, size, 3], tf.uint8)) for name in source.prepare.names]
-        rows += [(stream, "label", tf.TensorSpec([batch], tf.int32)), (stream, "index", tf.TensorSpec([batch], tf.int64))]
+        rows += [(stream, name, tf.TensorSpec([batch], dtype)) for name, dtype in _PER_EXAMPLE.items()]
     return rows
 
 
@@ -197,7 +199,8 @@ def _save_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
 
 def save_state(exported: Exported, folder: str) -> None:
     """Writes the variables' present values, so that the program can be run."""
-    _save_arrays(os.path.join(folder, INITIAL), {name: variable.numpy() for name, variable in exported.variables.items()})
+    values = {name: variable.numpy() for name, variable in exported.variables.items()}
+    _save_arrays(os.path.join(folder, INITIAL), values)
 
 
 def save_batches(built: Built, folder: str, count: int) -> None:

@@ -7,6 +7,7 @@ and xla/xla_data.proto for the fields' numbers).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,10 +32,12 @@ _TYPES = {
 }
 _TUPLE = 13
 
-# Fields of xla.HloModuleProto.
-_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _ALIASES = 1, 3, 4, 8
-# Fields of xla.HloInstructionProto and of the computation that holds it.
-_INSTRUCTIONS, _OPCODE, _SHAPE, _METADATA = 2, 2, 3, 7
+# Modules, computations and instructions have their names in the same field.
+_NAME = 1
+# Other fields of xla.HloModuleProto, of HloComputationProto and of HloInstructionProto.
+_ENTRY_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _ENTRY_ID, _ALIASES = 2, 3, 4, 6, 8
+_INSTRUCTIONS, _COMPUTATION_ID = 2, 5
+_OPCODE, _SHAPE, _METADATA = 2, 3, 7
 
 _COLLECTIVES = (b"all-reduce", b"all-gather", b"reduce-scatter", b"all-to-all", b"collective-permute")
 
@@ -166,26 +169,38 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def canonical(module: bytes, name: str) -> bytes:
-    """Renames a module and drops what tells where in which source file an operation came from.
+    """Names a module, its computations and its instructions anew, and drops what tells of source files.
 
-    What is left depends on what is computed, not on what was traced before or where the code lies.
+    What is left depends on what is computed, not on what was traced before or where the code lies. References go by
+    numbers, so that names are free.
     """
+    count = itertools.count()
 
-    def without_metadata(instruction: bytes) -> bytes:
-        return b"".join(raw for number, _, _, raw in _fields(instruction) if number != _METADATA)
-
-    def computation(data: bytes) -> bytes:
+    def instruction(data: bytes) -> bytes:
         return b"".join(
-            _field(_INSTRUCTIONS, without_metadata(value)) if number == _INSTRUCTIONS and kind == _BYTES else raw
-            for number, kind, value, raw in _fields(data)
+            _field(_NAME, b"i%d" % next(count)) if number == _NAME else raw
+            for number, _, _, raw in _fields(data)
+            if number != _METADATA
         )
 
+    def computation(data: bytes, number: int) -> bytes:
+        parts = []
+        for field, kind, value, raw in _fields(data):
+            if field == _NAME:
+                raw = _field(_NAME, b"c%d" % number)
+            elif field == _INSTRUCTIONS and kind == _BYTES:
+                raw = _field(_INSTRUCTIONS, instruction(value))
+            parts.append(raw)
+        return b"".join(parts)
+
+    entry = _first(module, _ENTRY_ID)
     parts = []
     for number, kind, value, raw in _fields(module):
         if number == _NAME:
-            parts.append(_field(_NAME, name.encode()))
+            raw = _field(_NAME, name.encode())
+        elif number == _ENTRY_NAME:
+            raw = _field(_ENTRY_NAME, b"c%d" % entry)
         elif number == _COMPUTATIONS and kind == _BYTES:
-            parts.append(_field(_COMPUTATIONS, computation(value)))
-        else:
-            parts.append(raw)
+            raw = _field(_COMPUTATIONS, computation(value, _first(value, _COMPUTATION_ID)))
+        parts.append(raw)
     return b"".join(parts)

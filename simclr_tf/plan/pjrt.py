@@ -42,7 +42,7 @@ def _installed(name: str) -> bool:
     return True
 
 
-def parse_module(module: bytes):
+def parse_module(module: bytes) -> Any:
     """Turns a serialized HLO module into StableHLO that every PJRT compiler takes.
 
     To be called within `jax.interpreters.mlir.make_ir_context()`.
@@ -153,79 +153,95 @@ def _shortage(message: str) -> dict[str, Any]:
 
 
 class Step:
-    """An exported step on one of this machine's devices."""
+    """An exported step on this machine's devices, one for each of its replicas."""
 
-    def __init__(self, module: bytes, manifest: dict[str, Any], initial: dict[str, Any], device=None):
-        """Compiles the program and puts the variables' values on the device.
+    def __init__(
+        self, module: bytes, manifest: dict[str, Any], initial: dict[str, Any], devices: list[Any] | None = None
+    ):
+        """Compiles the program and puts the variables' values on the devices.
 
         Args:
           module: serialized xla.HloModuleProto.
-          manifest: as `simclr_tf.plan.export` writes it; of one replica.
+          manifest: as `simclr_tf.plan.export` writes it.
           initial: name -> first value of each argument of kind "state".
-          device: one of `jax.devices()`; None for the first.
+          devices: as many of `jax.devices()` as the step has replicas; None for the first ones.
+
+        Raises:
+          ValueError: where there are too few devices, or a value has another shape than the step takes.
         """
         import jax
         from jax._src.interpreters import mlir
         from jax._src.lib import xla_client
 
-        if manifest["replicas"] != 1:
-            raise ValueError(f"the step is one of {manifest['replicas']} replicas; only a step of one can be run alone")
-        self.device = self._device = device or jax.devices()[0]
+        replicas = manifest["replicas"]
+        self.devices = list(devices or jax.devices()[:replicas])
+        if len(self.devices) != replicas:
+            raise ValueError(f"the step has {replicas} replica(s), and there are {len(self.devices)} device(s)")
+        mesh = jax.sharding.Mesh(self.devices, "replica")
+        self._split, self._whole = (
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("replica",), ())
+        )
         self._manifest = manifest
-        client = self._device.client
         with mlir.make_ir_context():
-            self._executable = client.compile_and_load(
-                parse_module(module), xla_client.DeviceList((self._device,)), _options(1, [self._device.id])
+            self._executable = self.devices[0].client.compile_and_load(
+                parse_module(module),
+                xla_client.DeviceList(tuple(self.devices)),
+                _options(replicas, [device.id for device in self.devices]),
             )
-        self._state = {
-            argument["name"]: self._put(initial[argument["name"]], argument)
-            for argument in manifest["arguments"]
-            if argument["kind"] == "state"
-        }
-        self._constants = {
-            argument["name"]: self._put(argument["value"], argument)
-            for argument in manifest["arguments"]
-            if argument["kind"] == "constant"
-        }
+        self._fixed: dict[str, dict[str, Any]] = {"state": {}, "constant": {}}
+        for argument in manifest["arguments"]:
+            if argument["kind"] in self._fixed:
+                value = initial[argument["name"]] if argument["kind"] == "state" else argument["value"]
+                self._fixed[argument["kind"]][argument["name"]] = self._put(value, argument)
 
     def _put(self, value, argument: dict[str, Any]):
+        """Puts a value on all devices: a batch's rows are divided, everything else is the same everywhere."""
         import jax
         import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
         import numpy as np
 
-        array = np.asarray(value, dtype=np.dtype(argument["dtype"]))
-        if list(array.shape) != argument["shape"]:
-            raise ValueError(f"{argument['name']} has shape {list(array.shape)}; the step takes {argument['shape']}")
+        array, shape = np.asarray(value, dtype=np.dtype(argument["dtype"])), list(argument["shape"])
+        divided = argument["kind"] == "batch"
+        if divided:
+            shape[0] *= len(self.devices)
+        if list(array.shape) != shape:
+            raise ValueError(f"{argument['name']} has shape {list(array.shape)}; the step takes {shape}")
         with jax.enable_x64(True):
-            return jax.device_put(array, self._device)
+            return jax.device_put(array, self._split if divided else self._whole)
 
     def run(self, step: int, batch: dict[str, Any]) -> dict[str, float]:
         """Takes a step.
 
         Args:
           step: its number, from 0.
-          batch: `{stream}/{name}` -> array.
+          batch: `{stream}/{name}` -> array, of all replicas.
 
         Returns:
           What training would record of it, name -> value.
         """
+        import jax
         import numpy as np
 
-        given = {"step": {"step": step}, "batch": batch, "constant": self._constants, "state": self._state}
-        values = []
-        for argument in self._manifest["arguments"]:
-            value = given[argument["kind"]][argument["name"]]
-            values.append(value if argument["kind"] in ("constant", "state") else self._put(value, argument))
+        given = {"step": {"step": step}, "batch": batch}
+        values = [
+            self._fixed[argument["kind"]][argument["name"]]
+            if argument["kind"] in self._fixed
+            else self._put(given[argument["kind"]][argument["name"]], argument)
+            for argument in self._manifest["arguments"]
+        ]
         results = self._executable.execute_sharded(values).disassemble_into_single_device_arrays()
-        record, outputs = np.asarray(results[0][0]), self._manifest["outputs"]
-        self._state.update({output["name"]: result[0] for output, result in zip(outputs[1:], results[1:])})
-        return dict(zip(outputs[0]["names"], map(float, record)))
+        outputs = self._manifest["outputs"]
+        for output, parts in zip(outputs[1:], results[1:]):
+            self._fixed["state"][output["name"]] = jax.make_array_from_single_device_arrays(
+                tuple(output["shape"]), self._whole, parts
+            )
+        return dict(zip(outputs[0]["names"], map(float, np.asarray(results[0][0]))))
 
     def state(self) -> dict[str, Any]:
         """Returns the variables' present values, name -> array."""
         import numpy as np
 
-        return {name: np.asarray(value) for name, value in self._state.items()}
+        return {name: np.asarray(value.addressable_shards[0].data) for name, value in self._fixed["state"].items()}
 
 
 def _main(arguments: list[str]) -> None:

@@ -16,6 +16,8 @@ from simclr_tf.models.resnet import ResNet
 from simclr_tf.plan import environment, estimate, export, hlo
 from simclr_tf.plan.chips import Topology
 from simclr_tf.plan.search import Largest, Try, largest_batch
+from simclr_tf.plan.tables import search_table, step_table
+from simclr_tf.stack import keras
 from simclr_tf.train import Built
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
@@ -44,13 +46,21 @@ def can_recompute() -> bool:
     return "remat" in inspect.signature(ResNet.__init__).parameters
 
 
+def _name_anew() -> None:
+    """Lets Keras count its layers from the start: XLA takes operations in the order of their names."""
+    keras.backend.reset_uids()
+
+
 def hollow(build: Build, program: OneProgram, bindings: list[str]) -> Built:
     """Builds a run whose variables have no values of their own, and whose data need not be there."""
+    _name_anew()
     with export.hollow_variables(), numbers_suffice():
         return build(program, bindings)
 
 
-def compile_step(built: Built, topology: Topology, program: OneProgram, compiler: Compiler, batch_size: int) -> dict[str, Any]:
+def compile_step(
+    built: Built, topology: Topology, program: OneProgram, compiler: Compiler, batch_size: int
+) -> dict[str, Any]:
     """Exports and compiles the step of a run with so many examples on each replica.
 
     Returns:
@@ -74,7 +84,9 @@ def compile_exported(exported: export.Exported, topology: Topology, compiler: Co
     return {**answer, "collectives": exchanged, "hlo_sha256": exported.sha256}
 
 
-def describe(built: Built, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None) -> dict[str, Any]:
+def describe(
+    built: Built, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None
+) -> dict[str, Any]:
     """Returns what is told of one compiled step: whether it fits, its memory, its work, and the bounds that follow."""
     told = {
         "topology": topology.name,
@@ -95,7 +107,8 @@ def describe(built: Built, topology: Topology, batch_size: int, answer: dict[str
         "compiler": answer["versions"],
     }
     if not answer["fits"]:
-        return {**told, **{name: answer[name] for name in ("needed_bytes", "available_bytes", "message") if name in answer}}
+        shortage = ("needed_bytes", "available_bytes", "message")
+        return {**told, **{name: answer[name] for name in shortage if name in answer}}
     exchanged = sum(part["bytes"] for part in answer["collectives"].values())
     bound = estimate.lower_bound(
         topology,
@@ -140,7 +153,9 @@ def _search(build: Build, built: Built, topology: Topology, compiler: Compiler, 
             needed = estimate.memory(answer)["total"] if answer["fits"] else answer.get("needed_bytes")
             return Try(batch_size, answer["fits"], needed)
 
-        found[name] = largest_batch(tried, start=start, limit=built.global_batch_size, available_bytes=topology.memory_bytes)
+        found[name] = largest_batch(
+            tried, start=start, limit=built.global_batch_size, available_bytes=topology.memory_bytes
+        )
     return found
 
 
@@ -194,7 +209,7 @@ def plan(
             flush=True,
         )
         told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
-        print(table(told), flush=True)
+        print(step_table(told), flush=True)
         if search:
             largest = _search(build, built, topology, compiler, batch_size)
             told["largest_batch_per_replica"] = {
@@ -208,54 +223,12 @@ def plan(
     return {"plans": plans}
 
 
-def gib(nbytes: float) -> str:
-    """Formats bytes: 15.8 GiB."""
-    return f"{nbytes / 2**30:.3g} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.3g} MiB"
-
-
-def table(told: dict[str, Any]) -> str:
-    """Returns `describe`'s answer as lines for people."""
-    versions = ", ".join(f"{name} {version}" for name, version in told["compiler"].items())
-    rows = [("compiler", f"{told['compiled_in_seconds']:.0f} s ({versions})")]
-    available = gib(told["memory_bytes_per_replica"])
-    if not told["fits"]:
-        needed = gib(told["needed_bytes"]) if "needed_bytes" in told else told.get("message", "more than there is")
-        rows.append(("fits", f"no: needs {needed} of {available} per replica; try a smaller batch, or more replicas"))
-    else:
-        memory, bound = told["memory"], told["bound"]
-        parts = ", ".join(f"{name} {gib(size)}" for name, size in memory.items() if name != "total" and size)
-        exchanges = told["collectives"].values()
-        exchanged = (
-            f", {sum(part['bytes'] for part in exchanges) / 1e6:.4g} MB in {sum(part['count'] for part in exchanges)} "
-            "sums over replicas" if exchanges else ""
-        )
-        seconds = ", ".join(f"{name} {1000 * value:.3g}" for name, value in bound["seconds"].items())
-        rows += [
-            ("fits", f"yes: {gib(memory['total'])} of {available} per replica ({parts})"),
-            ("work of a step", f"{told['flops'] / 1e12:.3g} TFLOP, {told['bytes_accessed'] / 1e9:.3g} GB moved{exchanged}"),
-            ("a step takes", f"at least {1000 * bound['step_seconds']:.3g} ms ({bound['bound_by']}; {seconds})"),
-            ("the run takes", f"at least {bound['hours']:.3g} hours, {bound['chip_hours']:.4g} chip-hours: {told['steps']} "
-                              f"steps ({told['epochs']:g} epochs), at most {bound['images_per_second']:.4g} images/s"),
-        ]
-        if "cost" in bound:
-            rows.append(("it costs", f"at least {bound['cost']:.4g}"))
-    return "\n".join(f"  {name:<16}{text}" for name, text in rows)
-
-
-def search_table(largest: dict[str, Largest]) -> str:
-    """Returns the searches' answers as lines for people."""
-    rows = ["  largest batch on each replica:"]
-    for name, one in largest.items():
-        size = str(one.batch_size) if one.batch_size else "none"
-        rows.append(f"    {name:<28}{size}" + ("" if one.exact else f" or more (after {len(one.tries)} tries)"))
-    return "\n".join(rows)
-
-
 def export_step(build: Build, *, workdir: str, batches: int) -> None:
     """--mode=export_step: writes one replica's step, its variables' first values and the run's first batches."""
     if batches < 1:
         raise UserError(f"--batches is {batches}; use a positive number")
     program = OneProgram(1)
+    _name_anew()
     built = build(program, [])
     exported = export.export(built, program)
     export.save(exported, workdir)
@@ -264,5 +237,5 @@ def export_step(build: Build, *, workdir: str, batches: int) -> None:
     size = summary.magnitude(sum(variable.shape.num_elements() for variable in exported.variables.values()))
     print(
         f"{built.stage.name}: the step of {built.global_batch_size} images, {size} values of {len(exported.variables)} "
-        f"variables and {batches} batch(es) are in {workdir}; run it with JAX alone: benchmarks/run_step_pjrt.py {workdir}"
+        f"variables and {batches} batch(es) are in {workdir}; JAX alone runs it: benchmarks/run_step_pjrt.py {workdir}"
     )

@@ -34,6 +34,9 @@ class Stage(tf.Module):
 
     network: Network
     max_bad_images: int = 100
+    # Whether a batch's losses are those of its parts. What to do where they are not, for a message.
+    separable: bool = True
+    instead_of_accumulation: str = ""
 
     def train_inputs(self) -> dict[str, Input]:
         """Returns the streams of examples to train on, by name; the first one's examples make the epochs."""

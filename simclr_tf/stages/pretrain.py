@@ -27,6 +27,8 @@ class Pretrain(Stage):
     """
 
     name = "pretrain"
+    separable = False
+    instead_of_accumulation = ", and use Pretrain.micro_batch_size, which is exact"
 
     def __init__(
         self,

@@ -130,6 +130,7 @@ class Supervised(Stage):
             "freeze_up_to": self._freeze_up_to,
             "class_names": list(self._train_source.class_names),
             "data": self._data.describe(),
+            "augment": self._augment.describe(),
         }
 
     def files(self) -> dict[str, str]:

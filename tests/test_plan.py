@@ -1,0 +1,309 @@
+"""The exported step, what is read from it, and plans; what needs JAX is skipped where its environment is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import simclr
+from tiny_run import BATCH, TinyRun, batches
+
+from simclr_tf import collectives
+from simclr_tf.collectives import OneProgram
+from simclr_tf.data.described import DescribedSource, numbers_suffice
+from simclr_tf.data.sources import open_source
+from simclr_tf.errors import UserError
+from simclr_tf.loop import Loop
+from simclr_tf.plan import chips, environment, estimate, export, hlo
+from simclr_tf.plan.pjrt import _shortage
+from simclr_tf.plan.search import Try, largest_batch
+from simclr_tf.stack import keras, tf
+from simclr_tf.train import Built
+
+ROOT = Path(__file__).parents[1]
+STEPS = 3
+SMOKE = ("--gin_file=recipes/pretrain/embedded_small", "--gin_file=smoke")
+PLAN_ENV = os.environ.get("SIMCLR_PLAN_ENV", environment.default_folder())
+needs_plan_env = pytest.mark.skipif(
+    not environment.is_there(PLAN_ENV), reason=f"the TPU compiler is not installed in {PLAN_ENV} (make plan-env)"
+)
+
+
+def built(replicas: int) -> tuple[Built, OneProgram, TinyRun]:
+    """A run of `TinyRun`'s, as a planner sees it."""
+    keras.backend.reset_uids()
+    run = TinyRun(precision="float32")
+    program = OneProgram(replicas)
+    with program.scope():
+        loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
+    inputs = run.stage.train_inputs()
+    return Built(run.stage, run.optimizer, loop, inputs, BATCH, 64, STEPS, STEPS / 8, 3, "float32"), program, run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Steps of one and of two replicas with their first values and batches; and what TensorFlow makes of them."""
+    one, program, run = built(1)
+    folders = {}
+    steps = {}
+    values = {f"{i}/images/{name}": array for i, batch in enumerate(batches(1, STEPS)(None).as_numpy_iterator())
+              for name, array in batch["images"].items()}
+    for replicas in (1, 2):
+        program = OneProgram(replicas)
+        loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
+        steps[replicas] = export.export(one._replace(loop=loop), program)
+        folders[replicas] = str(tmp_path_factory.mktemp(f"step_{replicas}"))
+        export.save(steps[replicas], folders[replicas])
+        export.save_state(steps[replicas], folders[replicas])
+        np.savez(os.path.join(folders[replicas], export.BATCHES), **values)
+    records = run.run(STEPS)
+    last = {name: variable.numpy() for name, variable in steps[1].variables.items()}
+    return steps, folders, records, last
+
+
+def test_manifest_says_what_the_program_takes(exported):
+    steps, _, records, _ = exported
+    for replicas, step in steps.items():
+        signature, manifest = hlo.signature(step.module), step.manifest
+        assert [tuple(a["shape"]) for a in manifest["arguments"]] == [p.shape for p in signature.parameters]
+        assert [a["dtype"] for a in manifest["arguments"]] == [p.dtype for p in signature.parameters]
+        batch = {a["name"]: a["shape"] for a in manifest["arguments"] if a["kind"] == "batch"}
+        assert batch["images/view_1"] == [BATCH // replicas, 16, 16, 3] and batch["images/index"] == [BATCH // replicas]
+        state = [a for a in manifest["arguments"] if a["kind"] == "state"]
+        assert {a["name"] for a in state} == set(step.variables)
+        # Every weight, average and velocity changes in a step, and each has an output of its own.
+        assert sorted(a["output"] for a in state) == list(range(1, len(manifest["outputs"])))
+        assert manifest["outputs"][0]["names"] == list(records[0])
+
+
+def test_equal_runs_give_equal_programs(exported):
+    """Also where variables have no values of their own, as in plans."""
+    steps = exported[0]
+    with export.hollow_variables():
+        again, program, run = built(1)
+    weights = [v for part in run.stage.network.parts().values() for v in part.variables]
+    assert all(not np.any(v.numpy()) for v in weights)
+    assert export.export(again, program).module == steps[1].module
+
+
+def test_hollow_variables_share_memory():
+    with export.hollow_variables():
+        first = tf.Variable(lambda: tf.random.normal([50, 2]), shape=[50, 2], dtype=tf.float32)
+        second = tf.Variable(tf.ones([50, 2]))
+        whole = tf.Variable(7, dtype=tf.int64)
+    assert first.shape == second.shape == [50, 2] and whole.dtype == tf.int64
+    addresses = {v.read_value().numpy().__array_interface__["data"][0] for v in (first, second)}
+    assert len(addresses) == 1
+    assert not np.any(second.numpy())
+
+
+def test_exchanged_bytes_are_those_that_the_step_sums(exported, monkeypatch):
+    """The program's all-reduces against what passes through the one function that sums, in a second trace."""
+    steps = exported[0]
+    assert hlo.collectives(steps[1].module) == {}
+    again, program, _ = built(2)
+    sent = []
+    plain = OneProgram.sum
+
+    def counting(self, value):
+        sent.append(math.prod(value.shape) * value.dtype.size)
+        return plain(self, value)
+
+    monkeypatch.setattr(OneProgram, "sum", counting)
+    export.export(again, program)
+    (count, nbytes), = hlo.collectives(steps[2].module).values()
+    # Gradients of sums are sums, too; they pass through the same function.
+    assert (count, nbytes) == (len(sent), sum(sent))
+    gradients = sum(4 * math.prod(v.shape) for v in again.stage.trained_variables)
+    assert gradients < nbytes < 3 * gradients
+
+
+def test_one_program_ends_with_its_trace():
+    program = OneProgram(4)
+    assert collectives.num_replicas() == 1
+    with program.tracing():
+        assert collectives.num_replicas() == 4
+    assert collectives.num_replicas() == 1
+
+
+def test_canonical_modules_name_no_source(exported):
+    module = exported[0][1].module
+    assert b".py" not in module and b"site-packages" not in module
+    assert hlo.canonical(module, "step") == module
+
+
+def run_with_jax(folder: str, *arguments: str, devices: int = 1) -> list[dict]:
+    script = ROOT / "benchmarks" / "run_step_pjrt.py"
+    environ = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [os.path.join(PLAN_ENV, "bin", "python"), str(script), folder, "--device=cpu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_plan_env
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_jax_alone_repeats_tensorflows_losses(exported, tmp_path, replicas):
+    """Two replicas exchange through XLA's all-reduce and equal TensorFlow's one."""
+    steps, folders, records, last = exported
+    saved = str(tmp_path / "last.npz")
+    lines = run_with_jax(folders[replicas], f"--save={saved}", devices=replicas)
+    assert [line.pop("step") for line in lines] == list(range(STEPS))
+    for i, (expected, actual) in enumerate(zip(records, lines)):
+        assert list(expected) == list(actual)
+        # Each compiler sums in an order of its own, and steps amplify what differs.
+        tolerance = 2e-6 * 10**i
+        for name in expected:
+            assert abs(expected[name] - actual[name]) <= tolerance * max(1, abs(expected[name])), (i, name)
+    with np.load(saved) as values:
+        assert set(values.files) == set(last)
+        for name in last:
+            np.testing.assert_allclose(values[name], last[name], atol=2e-3, err_msg=name)
+
+
+@needs_plan_env
+def test_a_tiny_recipe_is_planned(tmp_path):
+    workdir = str(tmp_path)
+    arguments = ("--mode=plan", f"--workdir={workdir}", f"--plan_env={PLAN_ENV}", "--topology=v3-8", *SMOKE)
+    first = simclr(*arguments, "--price=2", "--nosearch")
+    assert first.code == 0, first.err
+    assert "fits            yes" in first.out
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert plan["fits"] and plan["chips"] == 4 and plan["replicas"] == 8 and plan["per_replica_batch_size"] == 2
+    memory = plan["memory"]
+    assert memory["total"] == sum(size for name, size in memory.items() if name != "total") < plan["memory_bytes_per_replica"]
+    assert plan["bound"]["step_seconds"] == max(plan["bound"]["seconds"].values())
+    assert plan["bound"]["cost"] == pytest.approx(2 * 4 * plan["bound"]["hours"])
+    assert plan["collectives"]["all-reduce"]["bytes"] > 0
+    module = (tmp_path / "step_8" / "step.hlo").read_bytes()
+    assert hlo.collectives(module)["all-reduce"][1] == plan["collectives"]["all-reduce"]["bytes"]
+    # The arguments are those that the manifest lists, up to the layout's padding.
+    listed = sum(array.nbytes for array in hlo.signature(module).parameters)
+    assert listed <= memory["arguments"]
+    # What was compiled is not compiled again: an environment without a Python is enough.
+    (answer,) = (tmp_path / "compiled").iterdir()
+    before = answer.stat().st_mtime_ns
+    second = simclr(*arguments, "--nosearch")
+    assert second.code == 0 and answer.stat().st_mtime_ns == before
+
+
+def test_plan_without_a_compiler_is_one_line(tmp_path):
+    missing = str(tmp_path / "nothing")
+    told = simclr("--mode=plan", f"--workdir={tmp_path}", "--topology=v3-8", f"--plan_env={missing}")
+    assert told.code == 1 and len(told.err.strip().splitlines()) == 1
+    assert missing in told.err and "make plan-env" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mode=plan"], "--topology is missing"),
+        (["--mode=plan", "--topology=v3-9"], "power of two"),
+        (["--mode=plan", "--topology=v9-8"], "no TPU v9"),
+        (["--mode=plan", "--topology=gpu"], "no TPU"),
+        (["--mode=pretrain", "--topology=v3-8"], "takes no --topology"),
+        (["--mode=export_step", "--batches=0"], "--batches is 0"),
+        (["--mode=plan", "--topology=v3-8", "--stage=pretrian"], "did you mean pretrain"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, said):
+    told = simclr(f"--workdir={tmp_path}", *arguments)
+    assert told.code in (1, 2) and said in told.err and len(told.err.strip().splitlines()) == 1
+
+
+def test_install_that_fails_is_one_line(tmp_path, monkeypatch):
+    """A Python whose pip finds nothing."""
+    monkeypatch.setattr(environment, "_requirements", lambda: ["--no-index", "no-such-package-for-simclr"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    if sys.version_info < (3, 11):
+        pytest.skip("needs Python 3.11 to make an environment with")
+    with pytest.raises(UserError, match="cannot be installed") as caught:
+        environment.ensure(str(tmp_path / "env"), make=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "libtpu", "num_chips", "replicas"),
+    [
+        ("v3-8", "v3:2x2x1", 4, 8),
+        ("v3-32", "v3:4x4x1", 16, 32),
+        ("v2-512", "v2:16x16x1", 256, 512),
+        ("v4-8", "v4:2x2x1", 4, 4),
+        ("v4-32", "v4:2x2x4", 16, 16),
+        ("v4-256", "v4:4x4x8", 128, 128),
+        ("v5e-1", "v5e:1x1", 1, 1),
+        ("v5e-16", "v5e:4x4", 16, 16),
+        ("v5e-128", "v5e:8x16", 128, 128),
+        ("v6e-8", "v6e:2x4", 8, 8),
+        ("v4:2x2x4", "v4:2x2x4", 16, 16),
+        ("v3:2x2x1", "v3:2x2x1", 4, 8),
+    ],
+)
+def test_names_of_tpus(name, libtpu, num_chips, replicas):
+    topology = chips.parse_topology(name)
+    assert (topology.libtpu_name, topology.num_chips, topology.num_replicas) == (libtpu, num_chips, replicas)
+
+
+@pytest.mark.parametrize("name", ["v3-2048", "v5e-256"])
+def test_largest_slices(name):
+    kind, count = name.split("-")
+    chips.parse_topology(name)
+    with pytest.raises(UserError, match="power of two"):
+        chips.parse_topology(f"{kind}-{2 * int(count)}")
+
+
+def test_bounds():
+    topology = chips.parse_topology("v3-8")
+    bound = estimate.lower_bound(
+        topology, flops=61.5e9, bytes_accessed=9e9, all_reduce_bytes=328e6, global_batch_size=64, steps=3600, price=3.0
+    )
+    # Half a chip's 123 TFLOP/s and 900 GB/s; 328 GB/s of links, over which 2 x 3/4 of the bytes leave each of 4 chips.
+    assert bound["seconds"] == pytest.approx({"arithmetic": 1e-3, "memory": 20e-3, "interconnect": 1.5e-3})
+    assert bound["bound_by"] == "memory" and bound["images_per_second"] == pytest.approx(3200)
+    assert bound["hours"] == pytest.approx(0.02) and bound["cost"] == pytest.approx(0.02 * 4 * 3)
+
+
+@pytest.mark.parametrize("limit_bytes", [99, 3000, 5077, 123456, 10**9])
+@pytest.mark.parametrize("tells", [True, False])
+def test_search_finds_the_largest_batch(limit_bytes, tells):
+    """Against trying every size; memory is linear with steps, as layouts round up."""
+    def needed(batch_size: int) -> int:
+        return 100 + 130 * batch_size + 40 * (batch_size % 16)
+
+    def tries(batch_size: int) -> Try:
+        fits = needed(batch_size) <= limit_bytes
+        return Try(batch_size, fits, needed(batch_size) if fits or tells else None)
+
+    found = largest_batch(tries, start=32, limit=4096, available_bytes=limit_bytes, max_tries=20)
+    sizes = [size for size in [1, 2, 4, *range(8, 4097, 8)] if needed(size) <= limit_bytes]
+    # The smallest size that does not fit may have a larger one above it that does, by a step of the layout.
+    assert found.exact and found.batch_size in sizes[-2:] if sizes else found.batch_size == 0
+    assert len({attempt.batch_size for attempt in found.tries}) == len(found.tries) <= (8 if tells else 20)
+
+
+def test_what_the_compiler_says_of_too_little_memory():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of "
+        "15.48G hbm. Exceeded hbm capacity by 5.02G.\n\nTotal hbm usage >= 20.50G:"
+    )
+    told = _shortage(message)
+    assert told["needed_bytes"] == round(20.5 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
+    assert "\n" not in told["message"]
+
+
+def test_numbers_stand_for_data_that_are_not_here(tmp_path):
+    with numbers_suffice():
+        source = open_source("tfds:imagenet2012", "train[:50%]", str(tmp_path))
+    assert source.num_examples == round(1281167 / 2) and len(source.class_names) == 1000
+    with pytest.raises(UserError):
+        open_source("tfds:imagenet2012", "train", str(tmp_path))
+    assert DescribedSource("cifar10", "test").num_examples == 10000
+    with pytest.raises(UserError, match="no split"):
+        DescribedSource("cifar10", "validation")
