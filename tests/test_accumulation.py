@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_run import TINY, assert_same_records
 
 from simclr_tf import losses
 from simclr_tf.cluster import make_strategy
@@ -15,7 +16,6 @@ from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Stage
-from tests.tiny_run import TINY, assert_same_records
 
 BATCH, SIZE, STEPS = 8, 8, 2
 
