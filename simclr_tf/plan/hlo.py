@@ -35,7 +35,7 @@ _TUPLE = 13
 # Modules, computations and instructions have their names in the same field.
 _NAME = 1
 # Other fields of xla.HloModuleProto, of HloComputationProto and of HloInstructionProto.
-_ENTRY_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _ENTRY_ID, _ALIASES = 2, 3, 4, 6, 8
+_ENTRY_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _MODULE_ID, _ENTRY_ID, _ALIASES = 2, 3, 4, 5, 6, 8
 _INSTRUCTIONS, _COMPUTATION_ID = 2, 5
 _OPCODE, _SHAPE, _METADATA = 2, 3, 7
 
@@ -196,6 +196,8 @@ def canonical(module: bytes, name: str) -> bytes:
     entry = _first(module, _ENTRY_ID)
     parts = []
     for number, kind, value, raw in _fields(module):
+        if number == _MODULE_ID:  # Counts what this process has lowered.
+            continue
         if number == _NAME:
             raw = _field(_NAME, name.encode())
         elif number == _ENTRY_NAME:
