@@ -24,7 +24,9 @@ def machine() -> str:
             lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
         fields = {name.strip(): value.strip() for name, value in lines.items()}
         model = fields.get("model name", model)
-        found = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()]
+        found = [
+            flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()
+        ]
         flags = f" ({', '.join(found)})"
     except OSError:
         pass

@@ -88,7 +88,9 @@ def contrastive_loss(projections: tf.Tensor, temperature: float) -> tf.Tensor:
 class Step:
     """Variables and one compiled step of the stand-in."""
 
-    def __init__(self, depth: int, size: int, images: int, *, width: int = 1, classes: int = 10, temperature: float = 0.5):
+    def __init__(
+        self, depth: int, size: int, images: int, *, width: int = 1, classes: int = 10, temperature: float = 0.5
+    ):
         """Builds it for a batch of `images`, two views each."""
         self.encoder = encoder(depth, size, width)
         features = self.encoder.output_shape[-1]
@@ -96,7 +98,9 @@ class Step:
         self.probe = keras.layers.Dense(classes)
         self.probe.build([None, features])
         self.variables = [
-            *self.encoder.trainable_variables, *self.head.trainable_variables, *self.probe.trainable_variables
+            *self.encoder.trainable_variables,
+            *self.head.trainable_variables,
+            *self.probe.trainable_variables,
         ]
         self.momenta = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self.variables]
         self._temperature = temperature

@@ -67,8 +67,14 @@ def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict
     for slice_index, bindings in ATTEMPTS:
         folder = os.path.join(workdir, recipe)
         command = [
-            *prefix, sys.executable, os.path.join(ROOT, "run.py"), "--mode=plan", "--nosearch", f"--workdir={folder}",
-            f"--gin_file=recipes/pretrain/{recipe}", f"--topology={TPUS[tpu][slice_index]}",
+            *prefix,
+            sys.executable,
+            os.path.join(ROOT, "run.py"),
+            "--mode=plan",
+            "--nosearch",
+            f"--workdir={folder}",
+            f"--gin_file=recipes/pretrain/{recipe}",
+            f"--topology={TPUS[tpu][slice_index]}",
             *(f"--gin_param={binding}" for binding in bindings),
         ]
         print(" ".join(command), flush=True)

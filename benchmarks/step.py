@@ -78,7 +78,13 @@ class Ours:
         optimizer.build(self.stage.trained_variables, excluded_variables(self.stage.network.parts().values()))
         strategy = tf.distribute.get_strategy()
         self._loop = Loop(
-            self.stage, optimizer, lambda step: tf.constant(0.1), strategy, seed=0, jit_compile=options.xla, steps_per_call=1
+            self.stage,
+            optimizer,
+            lambda step: tf.constant(0.1),
+            strategy,
+            seed=0,
+            jit_compile=options.xla,
+            steps_per_call=1,
         )
         self._batch = noise(options.images, options.size)
         self._iterator = iter(tf.data.Dataset.from_tensors({"images": self._batch}).repeat())
@@ -135,8 +141,11 @@ def main() -> None:
     options = parser.parse_args()
     precisions = options.precisions.split(",")
 
-    print(f"{_common.machine()}\nResNet-{options.depth}, width {options.width}, {options.size} pixels, "
-          f"{options.images} images ({2 * options.images} views)", flush=True)
+    print(
+        f"{_common.machine()}\nResNet-{options.depth}, width {options.width}, {options.size} pixels, "
+        f"{options.images} images ({2 * options.images} views)",
+        flush=True,
+    )
     batch = noise(options.images, options.size)
     views = tf.constant(np.concatenate([batch["view_1"], batch["view_2"]]).astype(np.float32) / 255)
     labels = tf.constant(batch["label"])
@@ -172,9 +181,11 @@ def main() -> None:
     for precision, peak in peaks.items():
         print(f"product peak, {precision}: {peak / 1e9:.0f} GFLOP/s")
     share = [a / b for a, b in zip(seconds["augmentation"], seconds[precisions[0]])]
-    print(f"augmentation: {_common.spread((1e3 * s for s in seconds['augmentation']))} ms, "
-          f"{100 * statistics.median(share):.1f} % of the {precisions[0]} step; "
-          f"{options.rounds} rounds in turn, medians (least-greatest)")
+    print(
+        f"augmentation: {_common.spread(1e3 * s for s in seconds['augmentation'])} ms, "
+        f"{100 * statistics.median(share):.1f} % of the {precisions[0]} step; "
+        f"{options.rounds} rounds in turn, medians (least-greatest)"
+    )
 
 
 if __name__ == "__main__":

@@ -88,21 +88,24 @@ def configurable_section(name: str, target: object) -> str:
 def reference() -> str:
     """All of `docs/gin_and_flags.md`."""
     sections = [configurable_section(name, target) for name, target in configurables.CONFIGURABLES.items()]
-    return "\n\n".join(
-        (
-            "# Flags and gin",
-            "Made from the code by `python docs/make_reference.py`; do not edit. Flags say where and how, gin says "
-            "what: whatever a paper's table would list is set by gin, the *global* batch size included.",
-            "## Modes",
-            mode_table(),
-            "## Flags",
-            flag_table(),
-            "# What gin can bind",
-            "In a gin file or as `--gin_param='NAME.PARAMETER=VALUE'`. Text is quoted; `@Name` is a configurable, "
-            "`@Name()` what calling it gives. A default of – has to be set, which stage files and recipes do.",
-            *sections,
+    return (
+        "\n\n".join(
+            (
+                "# Flags and gin",
+                "Made from the code by `python docs/make_reference.py`; do not edit. Flags say where and how, gin says "
+                "what: whatever a paper's table would list is set by gin, the *global* batch size included.",
+                "## Modes",
+                mode_table(),
+                "## Flags",
+                flag_table(),
+                "# What gin can bind",
+                "In a gin file or as `--gin_param='NAME.PARAMETER=VALUE'`. Text is quoted; `@Name` is a configurable, "
+                "`@Name()` what calling it gives. A default of – has to be set, which stage files and recipes do.",
+                *sections,
+            )
         )
-    ) + "\n"
+        + "\n"
+    )
 
 
 def _header(path: Path) -> tuple[str, dict[str, str]]:

@@ -29,7 +29,9 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "What to read: a published checkpoint (convert), folder:PATH or such (embed), vectors (neighbors)."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors), a page (report)."
+    "output",
+    None,
+    "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors), a page (report).",
 )
 _QUERY = flags.DEFINE_multi_string(
     "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."
@@ -278,7 +280,9 @@ def _run_sequence() -> None:
         raise UsageError(f"--mode={_MODE.value} has no --dry_run; each of its stages has")
     if _MODE.value == "demo":
         if _GIN_FILE.value or _GIN_PARAM.value:
-            raise UsageError("--mode=demo takes no gin files or parameters; --mode=all does the same with your settings")
+            raise UsageError(
+                "--mode=demo takes no gin files or parameters; --mode=all does the same with your settings"
+            )
         demo.run(_WORKDIR.value, others=others)
         return
     sequence.run_all(_WORKDIR.value, gin_files=_GIN_FILE.value, gin_params=_GIN_PARAM.value, others=others)
@@ -295,9 +299,7 @@ def _run_plan(operation: Operation) -> None:
     usual = ["train.precision = 'bfloat16'"] if _MODE.value == "plan" else []
 
     def build(program, bindings: list[str]):
-        config.parse(
-            shown, _GIN_FILE.value, [*_GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)]
-        )
+        config.parse(shown, _GIN_FILE.value, [*_GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)])
         place = Place(
             workdir=_WORKDIR.value,
             strategy=program,

@@ -386,9 +386,7 @@ def _was_read(binding: Binding, read: dict[tuple[str, str], set[str]]) -> bool:
     same = [other for other in _bindings.values() if other[1:3] == binding[1:3]]
     rivals = {other.scope for other in same if len(other.scope) > len(binding.scope)}
     # A call inside a scope takes the binding whose scope is the longest beginning of its own.
-    return any(
-        _begins(binding.scope, scope) and not any(_begins(rival, scope) for rival in rivals) for scope in scopes
-    )
+    return any(_begins(binding.scope, scope) and not any(_begins(rival, scope) for rival in rivals) for scope in scopes)
 
 
 def _begins(scope: str, longer: str) -> bool:

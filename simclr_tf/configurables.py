@@ -14,9 +14,9 @@ from simclr_tf import train, verbs
 from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
-from simclr_tf.memory import Memory
 from simclr_tf.embed import run_embed
 from simclr_tf.export.verb import run_export
+from simclr_tf.memory import Memory
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.neighbors import run_neighbors

@@ -145,9 +145,7 @@ class Loop:
         sums = [tf.zeros(variable.shape, variable.dtype) for variable in self._variables]
         state = (tf.constant(0), sums, tf.TensorArray(self.stage.network.dtype, size=count))
         if collectives.num_replicas() == 1:
-            state = tf.while_loop(
-                lambda i, *_: i < count, add, state, parallel_iterations=1, maximum_iterations=count
-            )
+            state = tf.while_loop(lambda i, *_: i < count, add, state, parallel_iterations=1, maximum_iterations=count)
         else:  # Replicas cannot exchange numbers inside a loop of the graph.
             for _ in range(count):
                 with tf.control_dependencies(state[1]):

@@ -159,4 +159,3 @@ class Memory(tf.Module):
     def describe(self) -> dict:
         """Returns what must stay the same when a run goes on."""
         return {"queue_size": self.queue_size}
-

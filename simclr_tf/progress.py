@@ -23,9 +23,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """Reports steps done, images per second, loss, the share of time spent waiting for data, and the time left."""
 
-    def __init__(
-        self, title: str, *, total_steps: int, first_step: int, images_per_step: int, silent: bool = False
-    ):
+    def __init__(self, title: str, *, total_steps: int, first_step: int, images_per_step: int, silent: bool = False):
         """Starts reporting.
 
         Args:

@@ -255,8 +255,16 @@ def train(
         place.built()
         return place.instead(
             Built(
-                stage, optimizer, loop, inputs, global_batch_size=global_batch_size, num_examples=num_examples,
-                steps=steps, epochs=epochs, seed=seed, precision=chosen,
+                stage,
+                optimizer,
+                loop,
+                inputs,
+                global_batch_size=global_batch_size,
+                num_examples=num_examples,
+                steps=steps,
+                epochs=epochs,
+                seed=seed,
+                precision=chosen,
             )
         )
     measured = stage.eval_input()
@@ -272,8 +280,10 @@ def train(
     for name, cost in costs.items():
         place.say(f"  {name.replace('_', ' ')}: {summary.magnitude(cost)}")
     if place.dry_run:
-        place.say(f"  encoder, forward, one image of {stage.network.image_size} pixels: "
-                  f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP")
+        place.say(
+            f"  encoder, forward, one image of {stage.network.image_size} pixels: "
+            f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP"
+        )
         return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network), **costs}
 
     plan = _Plan(

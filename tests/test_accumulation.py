@@ -60,8 +60,14 @@ def train(replicas: int = 1, *, accumulation_steps: int = 1, jit_compile: bool =
         optimizer = Lars()
         optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
         loop = Loop(
-            stage, optimizer, lambda step: tf.constant(0.5), strategy, seed=3, jit_compile=jit_compile,
-            steps_per_call=STEPS, accumulation_steps=accumulation_steps,
+            stage,
+            optimizer,
+            lambda step: tf.constant(0.5),
+            strategy,
+            seed=3,
+            jit_compile=jit_compile,
+            steps_per_call=STEPS,
+            accumulation_steps=accumulation_steps,
         )
     data = tf.data.Dataset.from_tensor_slices({"images": tensors}).batch(BATCH // replicas, drop_remainder=True)
     iterator = iter(strategy.distribute_datasets_from_function(lambda context: data))
@@ -76,7 +82,11 @@ def whole():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"accumulation_steps": 4}, {"accumulation_steps": 2, "jit_compile": True}, {"replicas": 2, "accumulation_steps": 2}],
+    [
+        {"accumulation_steps": 4},
+        {"accumulation_steps": 2, "jit_compile": True},
+        {"replicas": 2, "accumulation_steps": 2},
+    ],
 )
 def test_parts_make_the_whole(whole, settings):
     records, variables = train(**settings)

@@ -70,7 +70,9 @@ def distance(one: tf.Tensor, other: tf.Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_are_those_of_the_definition(shape):
     x, kernel, _ = operands(shape, tf.float64)
-    np.testing.assert_allclose(convolve(x, kernel, strides=shape[4]), slow(x.numpy(), kernel.numpy(), shape[4]), rtol=1e-9)
+    np.testing.assert_allclose(
+        convolve(x, kernel, strides=shape[4]), slow(x.numpy(), kernel.numpy(), shape[4]), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(tf.float64, 1e-12), (tf.float32, 1e-5), (tf.bfloat16, 6e-3)])

@@ -25,7 +25,7 @@ def oracle(view_1: np.ndarray, view_2: np.ndarray, temperature: float) -> dict[s
         scores = {j: math.exp(z[i] @ z[j] / temperature) for j in range(2 * n) if j != i}
         loss[i % n] -= math.log(scores[positive] / sum(scores.values()))
         other = range(n, 2 * n) if i < n else range(n)
-        hits[i % n] += 0.5 * (max(other, key=lambda j: scores[j]) == positive)  # noqa: B023
+        hits[i % n] += 0.5 * (max(other, key=lambda j: scores[j]) == positive)
         total = sum(scores[j] if j != i else 0 for j in other)
         entropy[i % n] -= 0.5 * sum(scores[j] / total * math.log(scores[j] / total) for j in other)
     first = z[:n]

@@ -145,8 +145,10 @@ def named(network: Network) -> dict[str, np.ndarray]:
 def test_momentum_network_follows_with_its_decay(online):
     memory = Memory(online, queue_size=8, decay=0.9)
     mine, theirs = named(memory.network), named(online)
-    assert len(mine) == len({id(v) for v in mine.values()}) == len(memory.network.encoder.variables) + len(
-        memory.network.head.variables
+    assert (
+        len(mine)
+        == len({id(v) for v in mine.values()})
+        == len(memory.network.encoder.variables) + len(memory.network.head.variables)
     )
     before = {name: variable.numpy() for name, variable in mine.items()}
     rng = np.random.default_rng(0)

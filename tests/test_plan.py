@@ -52,8 +52,11 @@ def exported(tmp_path_factory):
     one, program, run = built(1)
     folders = {}
     steps = {}
-    values = {f"{i}/images/{name}": array for i, batch in enumerate(batches(1, STEPS)(None).as_numpy_iterator())
-              for name, array in batch["images"].items()}
+    values = {
+        f"{i}/images/{name}": array
+        for i, batch in enumerate(batches(1, STEPS)(None).as_numpy_iterator())
+        for name, array in batch["images"].items()
+    }
     for replicas in (1, 2):
         program = OneProgram(replicas)
         loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
@@ -117,7 +120,7 @@ def test_exchanged_bytes_are_those_that_the_step_sums(exported, monkeypatch):
 
     monkeypatch.setattr(OneProgram, "sum", counting)
     export.export(again, program)
-    (count, nbytes), = hlo.collectives(steps[2].module).values()
+    ((count, nbytes),) = hlo.collectives(steps[2].module).values()
     # Gradients of sums are sums, too; they pass through the same function.
     assert (count, nbytes) == (len(sent), sum(sent))
     gradients = sum(4 * math.prod(v.shape) for v in again.stage.trained_variables)
@@ -177,7 +180,11 @@ def test_a_tiny_recipe_is_planned(tmp_path):
     (plan,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
     assert plan["fits"] and plan["chips"] == 4 and plan["replicas"] == 8 and plan["per_replica_batch_size"] == 2
     memory = plan["memory"]
-    assert memory["total"] == sum(size for name, size in memory.items() if name != "total") < plan["memory_bytes_per_replica"]
+    assert (
+        memory["total"]
+        == sum(size for name, size in memory.items() if name != "total")
+        < plan["memory_bytes_per_replica"]
+    )
     assert plan["bound"]["step_seconds"] == max(plan["bound"]["seconds"].values())
     assert plan["bound"]["cost"] == pytest.approx(2 * 4 * plan["bound"]["hours"])
     assert plan["collectives"]["all-reduce"]["bytes"] > 0
@@ -274,6 +281,7 @@ def test_bounds():
 @pytest.mark.parametrize("tells", [True, False])
 def test_search_finds_the_largest_batch(limit_bytes, tells):
     """Against trying every size; memory is linear with steps, as layouts round up."""
+
     def needed(batch_size: int) -> int:
         return 100 + 130 * batch_size + 40 * (batch_size % 16)
 

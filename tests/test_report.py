@@ -243,9 +243,7 @@ def test_neighbours_are_the_most_similar():
     features = rng.normal(size=(30, 5)).astype(np.float32)
     found, similarity = embedding.nearest(features, [4, 17], 6)
     for query, row, values in zip([4, 17], found, similarity):
-        cosine = [
-            float(a @ features[query] / np.linalg.norm(a) / np.linalg.norm(features[query])) for a in features
-        ]
+        cosine = [float(a @ features[query] / np.linalg.norm(a) / np.linalg.norm(features[query])) for a in features]
         expected = sorted((i for i in range(30) if i != query), key=lambda i: -cosine[i])[:6]
         assert list(row) == expected
         np.testing.assert_allclose(values, [cosine[i] for i in expected], rtol=1e-5)

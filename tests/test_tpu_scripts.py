@@ -185,7 +185,11 @@ def test_a_preempted_tpu_is_made_anew(stand, queued):
     assert done.returncode == 0, done.stderr
     kind = "queued-resources" if queued == "yes" else "tpu-vm"
     assert changes(stand.verbs()) == [
-        f"{kind} create", "tpu-vm scp", f"{kind} delete", f"{kind} create", "tpu-vm scp",
+        f"{kind} create",
+        "tpu-vm scp",
+        f"{kind} delete",
+        f"{kind} create",
+        "tpu-vm scp",
     ]
     assert len(stand.read("starts")) == 2
     assert "PREEMPTED" in done.stderr

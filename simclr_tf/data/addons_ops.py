@@ -22,9 +22,7 @@ def cutout_size(image_side: int, fraction: float) -> int:
 
 
 @random_step("cutout", draws=3)
-def random_cutout(
-    images: tf.Tensor, draws: tf.Tensor, *, fraction: float = 0.5, probability: float = 1.0
-) -> tf.Tensor:
+def random_cutout(images: tf.Tensor, draws: tf.Tensor, *, fraction: float = 0.5, probability: float = 1.0) -> tf.Tensor:
     """Blackens a rectangle at random: `random_cutout(images, seeds, fraction=0.5, probability=1.0)`.
 
     Args:

@@ -110,9 +110,7 @@ def to_gray(images: tf.Tensor) -> tf.Tensor:
 
 
 @random_step("jitter", draws=9)
-def color_jitter(
-    images: tf.Tensor, draws: tf.Tensor, *, strength: float = 1.0, probability: float = 0.8
-) -> tf.Tensor:
+def color_jitter(images: tf.Tensor, draws: tf.Tensor, *, strength: float = 1.0, probability: float = 0.8) -> tf.Tensor:
     """Distorts colors at random: `color_jitter(images, seeds, strength=1.0, probability=0.8)`.
 
     Brightness, contrast and saturation are multiplied by factors in [max(1 - 0.8 s, 0), 1 + 0.8 s], hue turns by

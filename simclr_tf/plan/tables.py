@@ -26,7 +26,9 @@ def step_table(told: dict[str, Any]) -> str:
         exchanges = told["collectives"].values()
         exchanged = (
             f", {sum(part['bytes'] for part in exchanges) / 1e6:.4g} MB in {sum(part['count'] for part in exchanges)} "
-            "sums over replicas" if exchanges else ""
+            "sums over replicas"
+            if exchanges
+            else ""
         )
         seconds = ", ".join(f"{name} {1000 * value:.3g}" for name, value in bound["seconds"].items())
         rows += [

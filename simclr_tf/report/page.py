@@ -14,7 +14,8 @@ def _colors(colors: Sequence[str]) -> str:
     return "".join(f"--c{i}:{color};" for i, color in enumerate(colors))
 
 
-_STYLE = """
+_STYLE = (
+    """
 :root{color-scheme:light dark;--paper:#fff;--card:#f6f7f9;--ink:#1f2328;--faint:#59636e;--rule:#d9dee4;LIGHT}
 @media(prefers-color-scheme:dark){:root{--paper:#14171b;--card:#1d2126;--ink:#e6e9ed;--faint:#9aa4af;--rule:#343b43;DARK}}
 *{box-sizing:border-box}
@@ -53,8 +54,9 @@ svg text.in{fill:var(--ink);font-size:11px}
 .line{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}.band{fill:currentColor;fill-opacity:.16}
 .dot{fill:currentColor;fill-opacity:.85}.heat{fill:currentColor;stroke:var(--rule);stroke-width:.5}.none{color:var(--faint)}
 COLORS
-""".replace("LIGHT", _colors(_LIGHT)).replace("DARK", _colors(_DARK)).replace(
-    "COLORS", "".join(f".c{i},.level.c{i}{{color:var(--c{i})}}" for i in range(len(_LIGHT)))
+""".replace("LIGHT", _colors(_LIGHT))
+    .replace("DARK", _colors(_DARK))
+    .replace("COLORS", "".join(f".c{i},.level.c{i}{{color:var(--c{i})}}" for i in range(len(_LIGHT))))
 )
 
 
@@ -64,7 +66,7 @@ def document(title: str, body: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         # Nothing is to be loaded from anywhere, whatever got into the text.
-        "<meta http-equiv=\"Content-Security-Policy\" "
+        '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none';style-src 'unsafe-inline';img-src data:\">"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )

@@ -81,9 +81,17 @@ def run_report(
             networks[run.name], _, _ = checkpoint.load_network(run.workdir, precision=chosen)
     bodies = [
         _about(
-            place, i, run, networks.get(run.name), notes[run.name],
-            max_images=max_images, map_kind=map, num_queries=num_queries, num_neighbors=num_neighbors,
-            sheet_images=sheet_images, batch_size=batch_size,
+            place,
+            i,
+            run,
+            networks.get(run.name),
+            notes[run.name],
+            max_images=max_images,
+            map_kind=map,
+            num_queries=num_queries,
+            num_neighbors=num_neighbors,
+            sheet_images=sheet_images,
+            batch_size=batch_size,
         )
         for i, run in enumerate(runs)
     ]
@@ -134,8 +142,12 @@ def _about(
         try:
             source = _source(data, place.data_dir)
             seen = embedding.look(
-                place.strategy, network, source,
-                image_size=data.image_size, max_images=max_images, batch_size=batch_size,
+                place.strategy,
+                network,
+                source,
+                image_size=data.image_size,
+                max_images=max_images,
+                batch_size=batch_size,
                 max_bad_images=data.max_bad_images,
             )
         except UserError as error:
@@ -143,9 +155,7 @@ def _about(
     if seen is not None:
         known = class_names or source.class_names or ()
         if num_queries:
-            parts.append(
-                sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors)
-            )
+            parts.append(sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors))
         if len(seen.features) > 1:
             parts.append(sections.embedding_map(*embedding.flat(seen.features, map_kind), seen, known))
     head = f'<h2 id="run{number}">{text(run.name)}</h2><p>{text(sections.status(run))}.</p>'

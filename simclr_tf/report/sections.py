@@ -200,8 +200,15 @@ def classification(seen: Seen | None, run: Run, class_names: Sequence[str]) -> s
     parts = []
     if "confusion_matrix" in found:
         matrix = np.array(found["confusion_matrix"])
-        parts.append(figure("Confusion matrix", charts.confusion(matrix, class_names, label="Confusion matrix"),
-                            f"Rows: the true class. {whose}") if len(matrix) <= 100 else "")
+        parts.append(
+            figure(
+                "Confusion matrix",
+                charts.confusion(matrix, class_names, label="Confusion matrix"),
+                f"Rows: the true class. {whose}",
+            )
+            if len(matrix) <= 100
+            else ""
+        )
         parts.append(_mistakes(matrix, class_names))
     if "calibration" in found:
         error = found["calibration"]["expected_calibration_error"]

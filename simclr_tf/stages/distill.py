@@ -66,7 +66,9 @@ class Distill(Stage):
         super().__init__(name=name)
         losses.check_temperature("Distill", temperature)
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= 1:
-            raise UserError(f"Distill.alpha is {alpha!r}; use a number above 0 (almost only labels) up to 1 (only the teacher)")
+            raise UserError(
+                f"Distill.alpha is {alpha!r}; use a number above 0 (almost only labels) up to 1 (only the teacher)"
+            )
         if labelled_batch_size is not None and (not isinstance(labelled_batch_size, int) or labelled_batch_size < 1):
             raise UserError(
                 f"Distill.labelled_batch_size is {labelled_batch_size!r}; use a whole number of at least 1, or None"

@@ -136,4 +136,3 @@ class Supervised(Stage):
     def files(self) -> dict[str, str]:
         """See `Stage`; the labelled subset that was used."""
         return self._data.subset_files(self._train_source)
-
