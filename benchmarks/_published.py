@@ -1,6 +1,6 @@
 """A stand-in for the published TensorFlow 2 pretraining step, written from the method's description.
 
-Plain Keras in float32: padding as an operation of its own before strided convolutions, batch norm that could exchange its
+Plain Keras in float32: padding as an operation of its own before strided convolutions, batch norm that can exchange its
 moments (and so is not fused), NT-Xent with masked logits, a linear probe behind a stopped gradient, LARS variable by
 variable. Views arrive augmented.
 """

@@ -46,9 +46,11 @@ class Noise:
         self.image_size = image_size
 
     def open(self, split: str, data_dir: str | None = None) -> SimpleNamespace:
+        """Describes images that are never read."""
         return SimpleNamespace(name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False)
 
     def describe(self) -> dict:
+        """Has nothing to say."""
         return {}
 
 

@@ -295,7 +295,7 @@ def _run_plan(operation: Operation) -> None:
     from simclr_tf.train import Place
 
     shown = _shown_mode()
-    # TPUs compute in bfloat16 unless they are told otherwise; a step for this machine takes what this machine is good at.
+    # TPUs compute in bfloat16 unless they are told otherwise; one for this machine takes what it is good at.
     usual = ["train.precision = 'bfloat16'"] if _MODE.value == "plan" else []
 
     def build(program, bindings: list[str]):

@@ -84,7 +84,7 @@ class Loop:
             )
         if accumulation_steps > 1 and not stage.separable:
             raise UserError(
-                f"train.accumulation_steps is {accumulation_steps}, but the {stage.name} loss compares the examples of a "
+                f"train.accumulation_steps is {accumulation_steps}, but the {stage.name} loss compares examples of a "
                 f"batch with each other; set it to 1{stage.instead_of_accumulation}"
             )
         if stage.network.dtype == tf.float64:

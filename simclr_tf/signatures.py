@@ -71,7 +71,7 @@ def _fits(kind: str, value: Any) -> bool:
 
 
 def _maker_of(kind: str) -> str | None:
-    """ "Callable[..., ResNet]" -> "ResNet"; None for anything else."""
+    """Turns "Callable[..., ResNet]" into "ResNet"; None for anything else."""
     match = re.fullmatch(r"Callable\[.*,\s*(\w+)\]", kind)
     return match.group(1) if match else None
 

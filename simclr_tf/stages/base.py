@@ -109,7 +109,7 @@ class Stage(tf.Module):
         """Raises UserError where the stage cannot work with such a batch on so many replicas."""
 
     def costs(self, global_batch_size: int) -> dict[str, int]:
-        """Returns what a step costs beside the network and its gradient, by name, such as a memory's FLOPs and bytes."""
+        """Returns what a step costs beside the network and its gradient, by name, such as a memory's FLOPs."""
         return {}
 
     def constants(self, global_batch_size: int) -> dict[str, float]:

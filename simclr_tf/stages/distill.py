@@ -1,4 +1,4 @@
-"""Distillation: a student imitates a fine-tuned teacher on images that need no labels (Chen et al. 2020b, section 2)."""
+"""Distillation: a student imitates a fine-tuned teacher on images without labels (Chen et al. 2020b, section 2)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Distill(Stage):
           head_layer: the projection head's layer that the student's classifier reads; 0 is the encoder's output.
           temperature: divides both sides' logits: 0.1 for self-distillation, 1.0 from big to small in the paper.
           alpha: share of the distillation loss, in (0, 1]; 1 needs no labels at all.
-          labelled_batch_size: labelled images of a step over all replicas, with alpha below 1; None for as many as there
-            are unlabelled ones.
+          labelled_batch_size: labelled images of a step over all replicas, with alpha below 1; None for as many as
+            there are unlabelled ones.
           weight_decay: of the classifier's kernel, through the loss: half of it times the squared norm.
           precision: "float32", "bfloat16" or "float64"; the teacher computes in the same.
           data_dir: where data sets lie.
@@ -103,7 +103,7 @@ class Distill(Stage):
         if here and there and here != there:
             first = next((a, b) for a, b in zip(there, here) if a != b)
             raise UserError(
-                f"the teacher's classes are not those of {self._train_source.name} (it says {first[0]!r} where the data "
+                f"the teacher's classes are not those of {self._train_source.name} (it says {first[0]!r} where the data "  # noqa: E501
                 f"says {first[1]!r}); give a teacher for these classes, or images without labels"
             )
         return here or there or [str(i) for i in range(self._teacher.num_classes)]
