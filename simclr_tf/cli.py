@@ -315,7 +315,8 @@ def _run_plan(operation: Operation) -> None:
         raise UsageError(f"--mode={_MODE.value} has no --dry_run: it trains nothing")
     if _MODE.value == "export_step":
         _check_writable(_WORKDIR.value)
-        planner.export_step(build, workdir=_WORKDIR.value, batches=4 if _BATCHES.value is None else _BATCHES.value)
+        batches = 4 if _BATCHES.value is None else _BATCHES.value
+        planner.export_step(build, workdir=_WORKDIR.value, batches=batches, init_from=_INIT_FROM.value)
         return
     topologies = [chips.parse_topology(name) for name in _TOPOLOGY.value.split(",")]
     _check_writable(_WORKDIR.value)

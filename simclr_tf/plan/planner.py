@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simclr_tf import records, summary
+from simclr_tf import checkpoint, records, summary
 from simclr_tf.collectives import OneProgram
 from simclr_tf.data.described import numbers_suffice
 from simclr_tf.errors import UserError
@@ -223,13 +223,17 @@ def plan(
     return {"plans": plans}
 
 
-def export_step(build: Build, *, workdir: str, batches: int) -> None:
+def export_step(build: Build, *, workdir: str, batches: int, init_from: str | None = None) -> None:
     """--mode=export_step: writes one replica's step, its variables' first values and the run's first batches."""
     if batches < 1:
         raise UserError(f"--batches is {batches}; use a positive number")
     program = OneProgram(1)
     _name_anew()
     built = build(program, [])
+    if init_from is not None:
+        required, optional = built.stage.initial_parts()
+        checkpoint.initialize(built.stage.network, init_from, required=required, optional=optional)
+    built.stage.after_initialize()
     exported = export.export(built, program)
     export.save(exported, workdir)
     export.save_state(exported, workdir)
