@@ -233,13 +233,21 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
             raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}")
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(path)
-        tf.train.Checkpoint(**taken).read(path).assert_existing_objects_matched()
+        read_matched(taken, path)
     except _UNREADABLE as error:
         raise UserError(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     missing = [name for name in parts if name not in taken]
     return _table(reader.get_variable_to_shape_map(), set(taken), missing)
+
+
+def read_matched(parts: dict[str, tf.Module], path: str) -> None:
+    """Gives every variable of `parts` its value from a checkpoint, or fails; other values there are left alone."""
+    status = tf.train.Checkpoint(**parts).read(path)
+    status.assert_existing_objects_matched()
+    # All that is wanted was found, so what is left over (the optimizer, other parts) is no news.
+    status.expect_partial()
 
 
 def _table(shapes: dict[str, list[int]], taken: set[str], missing: list[str]) -> str:
@@ -288,7 +296,7 @@ def load_network(
         averaged = {name: parts.pop(name) for name in memory.PARTS}
         parts["memory"] = tf.train.Checkpoint(network=tf.train.Checkpoint(**averaged))
     try:
-        tf.train.Checkpoint(**parts).read(path).assert_existing_objects_matched()
+        read_matched(parts, path)
     except _UNREADABLE as error:
         raise UserError(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"

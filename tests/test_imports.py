@@ -121,7 +121,15 @@ def test_only_one_file_talks_to_replica_contexts():
     assert asking <= {"simclr_tf.collectives", "simclr_tf.optim.optimizers"}
 
 
-@pytest.mark.parametrize("word", ["expect_partial", "import pickle", "allow_pickle=True", "except:"])
+def test_a_restore_is_checked_before_its_leftovers_are_ignored():
+    using = {name: path.read_text() for name, path in MODULES.items() if "expect_partial" in path.read_text()}
+    assert list(using) == ["simclr_tf.checkpoint"]
+    lines = [line.strip() for line in using["simclr_tf.checkpoint"].splitlines()]
+    at = [i for i, line in enumerate(lines) if "expect_partial" in line]
+    assert len(at) == 1 and "status.assert_existing_objects_matched()" in lines[at[0] - 4 : at[0]]
+
+
+@pytest.mark.parametrize("word", ["import pickle", "allow_pickle=True", "except:"])
 def test_never(word):
     assert not [name for name, path in MODULES.items() if word in path.read_text()]
 

@@ -112,8 +112,8 @@ def _take_momentum(network: Network, path: str, workdir: str) -> None:
             f"export.weights is 'momentum', but --workdir={workdir} was trained without a memory; use 'trained'"
         )
     parts = {name: part for name, part in network.parts().items() if name != "classifier"}
-    averaged = tf.train.Checkpoint(memory=tf.train.Checkpoint(network=tf.train.Checkpoint(**parts)))
-    averaged.read(path).assert_existing_objects_matched()
+    averaged = tf.train.Checkpoint(network=tf.train.Checkpoint(**parts))
+    checkpoint.read_matched({"memory": averaged}, path)
     network.classifier = None
 
 
