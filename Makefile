@@ -4,6 +4,8 @@ VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 # Arguments for pytest, such as PYTEST_ARGS="-k loss".
 PYTEST_ARGS ?=
+# Tests spend their time in Python, which makes graphs on one core; a worker takes up to 4 GB of memory.
+WORKERS ?= 2
 
 .PHONY: demo test lint venv plan-env planning help
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python run.py --mode=demo
 
 test: lint
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
