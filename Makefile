@@ -26,6 +26,7 @@ test: lint
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check -q .
 
 venv: $(INSTALLED)
 
