@@ -103,7 +103,8 @@ def test_replicas_agree(one, replicas):
 def test_compiled_step_agrees(one):
     records, variables = train(1, jit_compile=True)
     for expected, actual in zip(one[0], records):
-        assert abs(expected["loss"] - actual["loss"]) < 1e-6
+        # Images are float32, and XLA rounds them otherwise.
+        assert abs(expected["loss"] - actual["loss"]) < 1e-6 * expected["loss"]
     assert max(np.max(np.abs(a - b)) for a, b in zip(one[1], variables)) < 1e-5
 
 
