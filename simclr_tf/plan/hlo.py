@@ -37,7 +37,7 @@ _NAME = 1
 # Other fields of xla.HloModuleProto, of HloComputationProto and of HloInstructionProto.
 _ENTRY_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _MODULE_ID, _ENTRY_ID, _ALIASES = 2, 3, 4, 5, 6, 8
 _INSTRUCTIONS, _COMPUTATION_ID = 2, 5
-_OPCODE, _SHAPE, _METADATA = 2, 3, 7
+_OPCODE, _SHAPE, _METADATA, _ATTRIBUTES = 2, 3, 7, 68
 
 _COLLECTIVES = (b"all-reduce", b"all-gather", b"reduce-scatter", b"all-to-all", b"collective-permute")
 
@@ -177,11 +177,16 @@ def canonical(module: bytes, name: str) -> bytes:
     count = itertools.count()
 
     def instruction(data: bytes) -> bytes:
-        return b"".join(
-            _field(_NAME, b"i%d" % next(count)) if number == _NAME else raw
-            for number, _, _, raw in _fields(data)
-            if number != _METADATA
-        )
+        parts = []
+        for number, _, value, raw in _fields(data):
+            if number == _METADATA:
+                continue
+            if number == _NAME:
+                raw = _field(_NAME, b"i%d" % next(count))
+            elif number == _ATTRIBUTES:  # A map, written in whatever order it has in memory.
+                raw = _field(_ATTRIBUTES, b"".join(sorted(entry for _, _, _, entry in _fields(value))))
+            parts.append(raw)
+        return b"".join(parts)
 
     def computation(data: bytes, number: int) -> bytes:
         parts = []
