@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 from absl import flags, logging
 
 from simclr_tf import preemption
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 
 _MODE = flags.DEFINE_string("mode", None, "What to do: one of the modes above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
@@ -63,84 +63,6 @@ _MAKE_PLAN_ENV = flags.DEFINE_bool(
 )
 _BATCHES = flags.DEFINE_integer("batches", None, "How many real batches --mode=export_step writes; 4 without.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
-
-
-class Operation(NamedTuple):
-    """A row of the table of modes.
-
-    Attributes:
-      summary: one line for the help.
-      configurable: what runs, by its gin name; empty for a sequence of other operations.
-      trains: whether it writes a workdir of its own, rather than asking something of one that is there.
-      takes: flags about other runs and files that it may be given.
-      needs: the same that it must be given.
-      makes_workdir: whether the workdir is made only when all went well, and nothing is asked of one before.
-      shows_recipe: whether it reads a training mode's recipe without training.
-      plans: whether it builds a training mode's run for machines elsewhere; see `simclr_tf.plan`.
-      reads_several: whether --workdir may name several runs; they are left as they are.
-    """
-
-    summary: str
-    configurable: str
-    trains: bool
-    takes: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    makes_workdir: bool = False
-    shows_recipe: bool = False
-    plans: bool = False
-    reads_several: bool = False
-
-
-# Flags that name other runs and files; an operation says which of them it takes or needs.
-_ABOUT_OTHERS = (
-    *("init_from", "teacher", "source", "output", "query"),
-    *("topology", "price", "search", "plan_env", "make_plan_env", "batches"),
-)
-
-OPERATIONS = {
-    "pretrain": Operation("learn from images without labels", "train", True, ("init_from",)),
-    "finetune": Operation("train --init_from further on a few labels", "train", True, needs=("init_from",)),
-    "supervised": Operation("train from scratch on the same labels, for comparison", "train", True),
-    "distill": Operation(
-        "train a student to imitate --teacher without labels", "train", True, ("init_from",), needs=("teacher",)
-    ),
-    "linear_eval": Operation(
-        "train a linear classifier on the frozen encoder of --init_from", "train", True, ("init_from",)
-    ),
-    "knn": Operation("classify by nearest neighbours with the encoder in --workdir", "knn", False),
-    "eval": Operation("measure the classifier in --workdir on the whole evaluation split", "evaluate", False),
-    "convert": Operation(
-        "turn the published checkpoint --source into a workdir", "convert", False, needs=("source",), makes_workdir=True
-    ),
-    "export": Operation("write the network in --workdir as SavedModels, TFLite or ONNX", "export", False, ("output",)),
-    "embed": Operation("write the vectors of --source's images to --output", "embed", False, (), ("source", "output")),
-    "neighbors": Operation("show which images look like --query", "neighbors", False, ("output",), ("source", "query")),
-    "preview": Operation(
-        "draw training images as a recipe's network will see them", "preview", False, ("init_from",), shows_recipe=True
-    ),
-    "plan": Operation(
-        "whether a recipe fits the TPU --topology, and how long it takes there at the least, without one",
-        "train",
-        False,
-        ("init_from", "teacher", "price", "search", "plan_env", "make_plan_env"),
-        needs=("topology",),
-        shows_recipe=True,
-        plans=True,
-    ),
-    "export_step": Operation(
-        "write a recipe's training step as an XLA program that JAX runs alone",
-        "train",
-        False,
-        ("init_from", "teacher", "batches"),
-        shows_recipe=True,
-        plans=True,
-    ),
-    "report": Operation(
-        "one page about the run in --workdir, or several with commas", "report", False, ("output",), reads_several=True
-    ),
-    "all": Operation("pretrain, fine-tune and distill, one after the other", "", True),
-    "demo": Operation("the whole story on the embedded images, in ten minutes", "", True),
-}
 
 
 _COMMON_FLAGS = (
@@ -208,7 +130,7 @@ def _check_usage(argv: list[str]) -> Operation:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
     if _STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
         raise UsageError(f"--mode={mode} takes no --stage; only preview, plan and export_step can use it")
-    for flag in _ABOUT_OTHERS:
+    for flag in ABOUT_OTHERS:
         given = flags.FLAGS[flag].value not in (None, [])
         if given and flag not in OPERATIONS[mode].takes + OPERATIONS[mode].needs:
             takers = [name for name, operation in OPERATIONS.items() if flag in operation.takes + operation.needs]
@@ -238,15 +160,15 @@ def _inherited(operation: Operation) -> list[str]:
     from simclr_tf import checkpoint, records
     from simclr_tf.stack import tf
 
-    if operation.reads_several or operation.makes_workdir:
+    if operation.kind in (Kind.COMPARE, Kind.MAKE):
         return []
-    from_others = operation.trains or operation.shows_recipe
+    from_others = operation.kind is Kind.TRAIN or operation.shows_recipe
     source, flag = (_INIT_FROM.value, "--init_from") if from_others else (_WORKDIR.value, "--workdir")
     sections = {}
     if source:
         description = checkpoint.read_architecture(source, flag)
         sections["Data"] = dict(description["data"])
-        if operation.trains or operation.plans:
+        if operation.kind in (Kind.TRAIN, Kind.PLAN):
             # Which labels to use is a matter of the new run.
             for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed"):
                 sections["Data"].pop(name, None)
@@ -261,13 +183,12 @@ def _inherited(operation: Operation) -> list[str]:
 
 def _shown_mode() -> str:
     """The training mode whose recipe is shown: --stage, else where the recipe lies, else pretraining."""
-    modes = [mode for mode, operation in OPERATIONS.items() if operation.trains and operation.configurable]
     if _STAGE.value is not None:
-        if _STAGE.value not in modes:
-            raise UsageError(f"--stage={_STAGE.value} is unknown{_suggest(_STAGE.value, modes)}")
+        if _STAGE.value not in TRAINING_MODES:
+            raise UsageError(f"--stage={_STAGE.value} is unknown{_suggest(_STAGE.value, list(TRAINING_MODES))}")
         return _STAGE.value
     folders = [part for name in _GIN_FILE.value for part in name.replace(os.sep, "/").split("/")[:-1]]
-    return next((folder for folder in reversed(folders) if folder in modes), "pretrain")
+    return next((folder for folder in reversed(folders) if folder in TRAINING_MODES), "pretrain")
 
 
 def _run_sequence() -> None:
@@ -291,8 +212,8 @@ def _run_sequence() -> None:
 def _run_plan(operation: Operation) -> None:
     """Builds runs for machines elsewhere: the same configuration, with what a planner varies on top."""
     from simclr_tf import config, configurables
+    from simclr_tf.place import Place
     from simclr_tf.plan import chips, environment, planner
-    from simclr_tf.train import Place
 
     shown = _shown_mode()
     # TPUs compute in bfloat16 unless they are told otherwise; one for this machine takes what it is good at.
@@ -333,14 +254,14 @@ def _run_plan(operation: Operation) -> None:
 
 def _run(argv: list[str]) -> None:
     operation = _check_usage(argv)
-    if not operation.configurable:
+    if operation.kind is Kind.SEQUENCE:
         _run_sequence()
         return
-    if operation.plans:
+    if operation.kind is Kind.PLAN:
         _run_plan(operation)
         return
     from simclr_tf import cluster, config, configurables
-    from simclr_tf.train import Place
+    from simclr_tf.place import Place
 
     config.parse(
         _MODE.value,
@@ -350,8 +271,7 @@ def _run(argv: list[str]) -> None:
         shown=_shown_mode() if operation.shows_recipe else None,
     )
     strategy = cluster.make_strategy(_STRATEGY.value, tpu=_TPU.value, virtual_devices=_VIRTUAL_DEVICES.value)
-    leaves_workdir = operation.reads_several or operation.makes_workdir or "output" in operation.needs
-    if not _DRY_RUN.value and not leaves_workdir and cluster.role(strategy).is_chief:
+    if not _DRY_RUN.value and not operation.leaves_workdir and cluster.role(strategy).is_chief:
         _check_writable(_WORKDIR.value)
 
     place = Place(

@@ -18,11 +18,12 @@ from simclr_tf.data.subset import Subset
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import layers
 from simclr_tf.models.network import Network
+from simclr_tf.place import Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.progress import Progress
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
-from simclr_tf.train import Place, fingerprint
+from simclr_tf.train import fingerprint
 
 
 def run_embed(

@@ -12,9 +12,9 @@ from simclr_tf.data.decode import decode
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
+from simclr_tf.place import Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
-from simclr_tf.train import Place
 
 
 def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) -> dict[str, list[dict]]:

@@ -9,9 +9,9 @@ from simclr_tf import contact_sheet, records, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
+from simclr_tf.place import Place
 from simclr_tf.stages.base import Stage
 from simclr_tf.stages.pretrain import Pretrain
-from simclr_tf.train import Place
 
 FILE = "preview.png"
 

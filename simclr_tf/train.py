@@ -4,116 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from simclr_tf import checkpoint, cluster, collectives, evaluate, identity, records, summary
-from simclr_tf.board import Board, is_worth_a_look
-from simclr_tf.data.bad_images import BadImages
-from simclr_tf.data.pipeline import train_dataset
+from simclr_tf import checkpoint, cluster, evaluate, identity, records, summary
+from simclr_tf.course import Numbers, check_same_step, meet, take_course
 from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
+from simclr_tf.place import Built, Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.preemption import Watch
-from simclr_tf.progress import Progress, duration
+from simclr_tf.progress import duration
 from simclr_tf.stack import keras, tf
-from simclr_tf.stages.base import Input, Stage
-
-
-class Built(NamedTuple):
-    """A run before its first step: what `train` makes of a configuration.
-
-    Attributes:
-      stage: what is trained, with its first values.
-      optimizer: built for the stage's variables.
-      loop: takes the steps.
-      inputs: the stage's streams of examples, by name.
-      global_batch_size: examples of a step over all replicas.
-      num_examples: of an epoch.
-      steps: length of the run.
-      epochs: the same in epochs.
-      seed: the run's.
-      precision: "float32", "bfloat16" or "float64".
-    """
-
-    stage: Stage
-    optimizer: Optimizer
-    loop: Loop
-    inputs: dict[str, Input]
-    global_batch_size: int
-    num_examples: int
-    steps: int
-    epochs: float
-    seed: int
-    precision: str
-
-
-class Place(NamedTuple):
-    """Where and how a run works: what the flags say.
-
-    Attributes:
-      workdir: folder of the run.
-      strategy: its devices.
-      data_dir: where data sets lie, or None.
-      init_from: workdir to take weights from, or None.
-      teacher: workdir or SavedModel to imitate, or None.
-      source: what to read, or None.
-      output: where to write, or None for within the workdir.
-      queries: images to find neighbours of.
-      dry_run: build and report only.
-      built: called once all is constructed; says what is wrong with the settings.
-      accepted: called once it is sure that the run may write to its workdir.
-      stepped: called after the first step.
-      instead: called with what was built in place of training, and its answer returned.
-      settings: returns what was set, name -> value as text, defaults included.
-    """
-
-    workdir: str
-    strategy: tf.distribute.Strategy
-    data_dir: str | None = None
-    init_from: str | None = None
-    teacher: str | None = None
-    source: str | None = None
-    output: str | None = None
-    queries: tuple[str, ...] = ()
-    dry_run: bool = False
-    built: Callable[[], None] = lambda: None
-    accepted: Callable[[], None] = lambda: None
-    stepped: Callable[[], None] = lambda: None
-    instead: Callable[[Built], dict] | None = None
-    settings: Callable[[], dict[str, str]] = dict
-
-    def say(self, text: str) -> None:
-        """Prints, in the one process of the run that does."""
-        if cluster.role(self.strategy).is_chief:
-            print(text, flush=True)
-
-
-# What file systems answer when files vanish under a run.
-_LOST = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.UnavailableError)
-
-
-class _Plan(NamedTuple):
-    """The run in numbers."""
-
-    steps: int
-    epochs: float
-    global_batch_size: int
-    seed: int
-    precision: str
-    num_examples: int
-    checkpoint_every_steps: int
-    record_every_steps: int
-    board_images: int
-    replicas: int
+from simclr_tf.stages.base import Stage
 
 
 def _check_positive(**values) -> None:
@@ -286,7 +194,7 @@ def train(
         )
         return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network), **costs}
 
-    plan = _Plan(
+    numbers = Numbers(
         steps=steps,
         epochs=epochs,
         global_batch_size=global_batch_size,
@@ -309,13 +217,13 @@ def train(
             chief=role.is_chief,
         )
         try:
-            _start(place, stage, loop, checkpoints, plan)
+            _start(place, stage, loop, checkpoints, numbers)
             done = os.path.join(place.workdir, records.RESULT)
             if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
                 place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
                 return records.read_json(done)
             frozen = fingerprint(stage.frozen_variables)
-            course = _loop(place, stage, loop, checkpoints, inputs, plan, watch, lock)
+            course = take_course(place, stage, loop, checkpoints, inputs, numbers, watch, lock)
             if fingerprint(stage.frozen_variables) != frozen:
                 raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
             outputs = None
@@ -349,20 +257,20 @@ def train(
             result["evaluation"] = stage.measure(outputs)
         if role.is_chief:
             records.write_json(os.path.join(place.workdir, records.RESULT), result)
-        _meet(strategy)
+        meet(strategy)
     top_1 = f", top-1 {100 * result['evaluation']['top_1']:.2f}% on {measured.source.name}" if measured else ""
     place.say(f"{stage.name}: done in {duration(course.seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
     return result
 
 
-def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Checkpoints, plan: _Plan) -> None:
+def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Checkpoints, numbers: Numbers) -> None:
     """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
     chosen = {
-        "global_batch_size": plan.global_batch_size,
-        "steps": plan.steps,
-        "seed": plan.seed,
-        "precision": plan.precision,
-        "num_examples": plan.num_examples,
+        "global_batch_size": numbers.global_batch_size,
+        "steps": numbers.steps,
+        "seed": numbers.seed,
+        "precision": numbers.precision,
+        "num_examples": numbers.num_examples,
     }
     mine = identity.identify(place.settings(), **chosen)
     identity.check(place.workdir, stage.describe(), mine)
@@ -375,7 +283,7 @@ def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Check
             table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
             place.say(f"  initialized from {place.init_from}\n{table}")
         stage.after_initialize()
-    _check_same_step(place.strategy, int(loop.step.numpy()))
+    check_same_step(place.strategy, int(loop.step.numpy()))
     if not cluster.role(place.strategy).is_chief:
         return
     records.remove_leftovers(place.workdir)
@@ -385,171 +293,3 @@ def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Check
     records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
     for name, text in stage.files().items():
         records.write_text(os.path.join(place.workdir, name), text)
-
-
-def _check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
-    """Refuses to start where workers found different checkpoints."""
-    if cluster.role(strategy).count == 1:
-        return
-
-    @tf.function
-    def gathered() -> tf.Tensor:
-        steps = strategy.run(lambda: collectives.concat(tf.constant([step], tf.int64)))
-        return strategy.experimental_local_results(steps)[0]
-
-    steps = gathered().numpy().tolist()
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"the workers found checkpoints of different steps ({', '.join(map(str, steps))}); --workdir has to be one "
-            "folder that all of them see, on a shared file system or in a bucket"
-        )
-
-
-def _meet(strategy: tf.distribute.Strategy) -> None:
-    """Lets no process leave before the others have written what they write."""
-    with contextlib.suppress(tf.errors.OpError):  # Of one that was here first and is gone now.
-        _check_same_step(strategy, 0)
-
-
-class _Course(NamedTuple):
-    """How a run went: its last record, and seconds over all its interruptions."""
-
-    last: dict[str, float]
-    seconds: float
-
-
-def _loop(
-    place: Place,
-    stage: Stage,
-    loop: Loop,
-    checkpoints: checkpoint.Checkpoints,
-    inputs: dict[str, Input],
-    plan: _Plan,
-    watch: Watch,
-    lock: WorkdirLock | None,
-) -> _Course:
-    """Trains to the end.
-
-    Raises:
-      StartAgain: after SIGTERM, when the step is finished and saved.
-    """
-    first_step = int(loop.step.numpy())
-    role = cluster.role(place.strategy)
-    bad_images = {
-        name: BadImages(stage.max_bad_images, stream.source)
-        for name, stream in inputs.items()
-        if stream.source.may_fail
-    }
-
-    def shard(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        streams = {}
-        for name, stream in inputs.items():
-            batch_size = stream.batch_size or plan.global_batch_size
-            streams[name] = train_dataset(
-                stream.source,
-                stream.prepare,
-                global_batch_size=batch_size,
-                per_replica_batch_size=batch_size // plan.replicas,
-                seed=plan.seed,
-                first_step=first_step,
-                num_steps=plan.steps - first_step,
-                shard_index=context.input_pipeline_id,
-                num_shards=context.num_input_pipelines,
-                bad_images=bad_images.get(name),
-                stream_name=name,
-            )
-        return tf.data.Dataset.zip(streams)
-
-    iterator = iter(place.strategy.distribute_datasets_from_function(shard))
-    log = board = None
-    if role.is_chief:
-        log = records.Records(
-            place.workdir,
-            first_step=first_step,
-            num_steps=plan.steps,
-            every_steps=plan.record_every_steps,
-            constants=stage.constants(plan.global_batch_size),
-        )
-        if plan.board_images:
-            board = Board(
-                place.workdir, stage.network, stage.describe(), num_images=plan.board_images, data_dir=place.data_dir
-            )
-            if first_step == 0:
-                board.show_augmentations(plan.seed)
-    progress = Progress(
-        stage.name,
-        total_steps=plan.steps,
-        first_step=first_step,
-        images_per_step=plan.global_batch_size,
-        silent=not role.is_chief,
-    )
-    last: dict[str, float] = {}
-    clock = time.monotonic()
-    try:
-        with watch.finishing():
-            while int(loop.step.numpy()) < plan.steps:
-                now = int(loop.step.numpy())
-                stop = min(plan.steps, (now // plan.checkpoint_every_steps + 1) * plan.checkpoint_every_steps)
-                stopped = False
-                for chunk in loop.run(iterator, stop, wants_to_stop=lambda: watch.asked):
-                    last = chunk.records[-1]
-                    if log is not None:
-                        if chunk.first_step == first_step:
-                            place.stepped()
-                        clock, seconds = time.monotonic(), time.monotonic() - clock
-                        images = len(chunk.records) * plan.global_batch_size
-                        throughput = {
-                            "images_per_second": images / max(chunk.seconds, 1e-9),
-                            "waiting_for_data": chunk.waiting_seconds / max(chunk.seconds, 1e-9),
-                            "seconds": seconds,
-                        }
-                        if bad_images:
-                            throughput["bad_images"] = sum(bad.count for bad in bad_images.values())
-                        log.add(chunk.first_step, chunk.records, throughput)
-                    progress.update(
-                        len(chunk.records),
-                        seconds=chunk.seconds,
-                        waiting_seconds=chunk.waiting_seconds,
-                        loss=last["loss"],
-                    )
-                    # Several processes stop only together: a step, and a checkpoint, takes all of them.
-                    stopped = chunk.asked_to_stop or (role.count == 1 and watch.asked)
-                    # A loss that is not finite is for the loop to refuse, and nothing to save.
-                    if stopped and math.isfinite(last["loss"]):
-                        break
-                if log is not None:
-                    log.flush()
-                    lock.check()
-                checkpoints.save(int(loop.step.numpy()))
-                now = int(loop.step.numpy())
-                if board is not None and not stopped and is_worth_a_look(now, plan.steps, plan.checkpoint_every_steps):
-                    board.look(now)
-                if stopped and int(loop.step.numpy()) < plan.steps:
-                    _meet(place.strategy)
-                    done = int(loop.step.numpy())
-                    raise StartAgain(
-                        f"stopped by SIGTERM; saved at step {done} of {plan.steps}: the same command goes on there"
-                    )
-        course = _Course(last, 0.0) if log is None else _Course(last or log.last(), log.total("seconds"))
-    except tf.errors.OpError as error:
-        for bad in bad_images.values():
-            bad.check()
-        if role.count == 1 and isinstance(error, _LOST):
-            names = ", ".join(stream.source.name for stream in inputs.values())
-            raise UserError(
-                f"{names} cannot be read any more ({first_line(error)}); restore the access, and give "
-                "the same command again: it goes on from the last checkpoint"
-            ) from None
-        raise
-    finally:
-        progress.close()
-        if log is not None:
-            log.close()
-        if board is not None:
-            board.close()
-    for bad in bad_images.values():
-        if bad.count:
-            place.say(f"  {bad.count} unreadable image(s) were skipped: {', '.join(sorted(bad.names)[:5])}")
-    if watch.asked:
-        raise StartAgain("stopped by SIGTERM after the last step; the same command goes on with the measurement")
-    return course

@@ -9,10 +9,10 @@ from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
+from simclr_tf.place import Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
-from simclr_tf.train import Place
 
 
 def _open(data: Data, split: str, data_dir: str | None, num_classes: int | None = None) -> Input:

@@ -12,6 +12,7 @@ import pytest
 from command import simclr
 
 from simclr_tf import cli, train
+from simclr_tf.operations import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--gin_file=embedded_small", "--gin_file=smoke")
@@ -138,7 +139,7 @@ def test_help_is_short_and_names_every_mode():
     assert done.code == 0
     assert len(done.out.splitlines()) < 45
     assert max(map(len, done.out.splitlines())) < 120
-    for mode, operation in cli.OPERATIONS.items():
+    for mode, operation in OPERATIONS.items():
         assert f"  {mode:<12} {operation.summary}" in done.out.splitlines()
     for flag in ("--workdir", "--init_from", "--gin_file", "--gin_param", "--dry_run", "--helpfull"):
         assert flag in done.out

@@ -11,7 +11,7 @@ import pytest
 from simclr_tf import config, configurables, recipes, signatures
 from simclr_tf.cluster import make_strategy
 from simclr_tf.errors import UsageError, UserError
-from simclr_tf.train import Place
+from simclr_tf.place import Place
 
 SMOKE = ["embedded_small", "smoke"]
 

@@ -22,8 +22,8 @@ from simclr_tf.models.blocks import Conv
 from simclr_tf.models.network import Network
 from simclr_tf.models.published import layout
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
-from simclr_tf.train import Place
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 ENCODERS = [

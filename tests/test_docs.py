@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 
 import simclr_tf
 from simclr_tf import cli, config, configurables, recipes
+from simclr_tf.operations import OPERATIONS, Kind
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -77,8 +78,8 @@ def test_command_parses(name, line, tmp_path, monkeypatch):
             return
         if not operation.configurable or any("..." in param for param in cli._GIN_PARAM.value):
             return
-        shown = cli._shown_mode() if operation.shows_recipe and not operation.plans else None
-        mode = cli._shown_mode() if operation.plans else cli._MODE.value
+        shown = cli._shown_mode() if operation.kind is Kind.SHOW else None
+        mode = cli._shown_mode() if operation.kind is Kind.PLAN else cli._MODE.value
         config.parse(mode, files, cli._GIN_PARAM.value, shown=shown)
 
 
@@ -107,7 +108,7 @@ def test_generated_table_of_recipes_is_current(make_reference):
 
 def test_every_mode_and_setting_is_explained(make_reference):
     text = make_reference.reference()
-    for mode in cli.OPERATIONS:
+    for mode in OPERATIONS:
         assert f"| `{mode}` |" in text
     unexplained = [line for line in text.splitlines() if line.startswith("| `") and line.endswith("|  |")]
     unexplained = [line for line in unexplained if re.match(r"\| `\w+\.\w+` ", line)]

@@ -14,8 +14,8 @@ from simclr_tf import embed, neighbors, vectors
 from simclr_tf.data.decode import decode
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
-from simclr_tf.train import Place
 
 SETTINGS = {"batch_size": 4, "images_per_part": 8}
 

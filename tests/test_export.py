@@ -17,9 +17,9 @@ from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, verb, versions
 from simclr_tf.export.module import CLASSIFIER, FEATURES, make_module, preprocess
 from simclr_tf.models.network import Network
+from simclr_tf.place import Place
 from simclr_tf.stack import keras, tf
 from simclr_tf.teacher import load_teacher
-from simclr_tf.train import Place
 
 CLASSES = ["cat", "dog", "a\nlong name"]
 ENCODER = {**TINY, "sk_ratio": 0.0, "se_ratio": 0.0}

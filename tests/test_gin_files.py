@@ -8,13 +8,13 @@ import re
 import pytest
 from command import simclr
 
-from simclr_tf import checkpoint, cli, config, configurables, recipes, records
+from simclr_tf import checkpoint, config, configurables, recipes, records
 from simclr_tf.cluster import make_strategy
-from simclr_tf.train import Place
+from simclr_tf.operations import OPERATIONS, TRAINING_MODES
+from simclr_tf.place import Place
 
 FILES = recipes.shipped_files()
 RECIPES = [name for name in FILES if name.startswith("recipes/")]
-TRAINING = [mode for mode, operation in cli.OPERATIONS.items() if operation.trains and operation.configurable]
 # Bindings that have nothing to say in a shrunk run: what the shrinking itself replaces or brings for other modes.
 REPLACED = {"BATCH_SIZE", "EPOCHS", "train.epochs"}
 
@@ -37,10 +37,10 @@ def shrunk_settings(name: str) -> tuple[tuple[str, str], ...]:
 def test_every_mode_has_its_file_and_every_file_its_mode():
     staged = {name.split("/")[1][:-4] for name in FILES if name.startswith("stages/")}
     # What only shows another mode's recipe may do with that mode's file.
-    own = {mode for mode, operation in cli.OPERATIONS.items() if operation.configurable and not operation.shows_recipe}
-    assert own <= staged <= set(cli.OPERATIONS)
-    assert {mode_of(name) for name in RECIPES} == set(TRAINING)
-    for mode in TRAINING:
+    own = {mode for mode, operation in OPERATIONS.items() if operation.configurable and not operation.shows_recipe}
+    assert own <= staged <= set(OPERATIONS)
+    assert {mode_of(name) for name in RECIPES} == set(TRAINING_MODES)
+    for mode in TRAINING_MODES:
         assert recipes.default_recipe(mode), f"{mode} has nothing to do without --gin_file"
 
 
@@ -51,10 +51,10 @@ def test_parses(name):
         mode = rest.split("/")[0].replace(".gin", "")
         config.parse(mode, [name] if folder == "recipes" else [])
     elif folder == "protocols":
-        mode = max((mode for mode in TRAINING if rest.startswith(mode)), key=len)
+        mode = max((mode for mode in TRAINING_MODES if rest.startswith(mode)), key=len)
         config.parse(mode, ["embedded_small", name])
     else:
-        for mode in TRAINING:
+        for mode in TRAINING_MODES:
             config.parse(mode, ["embedded_small", name])
 
 
@@ -127,7 +127,7 @@ def runs(tmp_path_factory):
 
 
 def test_every_stage_steps(runs):
-    for mode in TRAINING:
+    for mode in TRAINING_MODES:
         result = records.read_json(f"{runs}/{mode}/{records.RESULT}")
         assert (result["stage"], result["steps"]) == (mode, 2)
         assert checkpoint.newest(f"{runs}/{mode}")

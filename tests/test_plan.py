@@ -21,11 +21,11 @@ from simclr_tf.data.described import DescribedSource, numbers_suffice
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
+from simclr_tf.place import Built
 from simclr_tf.plan import chips, environment, estimate, export, hlo
 from simclr_tf.plan.pjrt import _shortage
 from simclr_tf.plan.search import Try, largest_batch
 from simclr_tf.stack import keras, tf
-from simclr_tf.train import Built
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3

@@ -26,9 +26,10 @@ from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.optim.schedules import WarmupCosine
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
-from simclr_tf.train import Place, train
+from simclr_tf.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 9

@@ -13,8 +13,8 @@ from simclr_tf.convert.saved_model import read_lists
 from simclr_tf.convert.source import Source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.models.network import Network
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
-from simclr_tf.train import Place
 
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")

@@ -16,8 +16,8 @@ from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, versions
 from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset, layers, make_module, preprocess, write
 from simclr_tf.models.network import Network
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
-from simclr_tf.train import Place
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4

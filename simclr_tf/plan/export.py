@@ -19,9 +19,9 @@ from simclr_tf import records
 from simclr_tf.collectives import OneProgram
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
+from simclr_tf.place import Built
 from simclr_tf.plan import hlo
 from simclr_tf.stack import tf
-from simclr_tf.train import Built
 
 HLO, MANIFEST, INITIAL, BATCHES = "step.hlo", "manifest.json", "initial.npz", "batches.npz"
 _FORMAT = 1

@@ -13,12 +13,12 @@ from simclr_tf.collectives import OneProgram
 from simclr_tf.data.described import numbers_suffice
 from simclr_tf.errors import UserError
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.place import Built
 from simclr_tf.plan import environment, estimate, export, hlo
 from simclr_tf.plan.chips import Topology
 from simclr_tf.plan.search import Largest, Try, largest_batch
 from simclr_tf.plan.tables import search_table, step_table
 from simclr_tf.stack import keras
-from simclr_tf.train import Built
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
 # Takes the program and further gin bindings; see `cli`.

@@ -11,11 +11,11 @@ from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.models.network import Network
+from simclr_tf.place import Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.report import gather, sections
 from simclr_tf.report.gather import Run
 from simclr_tf.report.page import document, figure, picture, text
-from simclr_tf.train import Place
 
 FILE, COMPARISON = "report.html", "comparison.html"
 
