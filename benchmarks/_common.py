@@ -51,6 +51,23 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def forget_peak() -> float:
+    """Lets `peak` count from now on; returns the MiB of memory that this process holds (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def peak() -> float:
+    """Returns the most MiB of memory that this process held since `forget_peak`."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+
 def in_turn(runs: dict[str, Callable[[], float]], rounds: int, *, warm_up: int = 1) -> dict[str, list[float]]:
     """Calls each run once a round, so that a change of the machine's mood falls on all.
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,13 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import _common
+
 PLAIN_UP_TO = 4096
-
-
-def _status(name: str) -> float:
-    """A field of this process's memory, in MiB (Linux)."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
 
 
 def measure(images: int, dim: int, queue: int, kind: str, xla: bool, repeats: int) -> dict:
@@ -72,23 +66,14 @@ def measure(images: int, dim: int, queue: int, kind: str, xla: bool, repeats: in
         tf.config.experimental.reset_memory_stats("GPU:0")
         before = tf.config.experimental.get_memory_info("GPU:0")["current"] / 2**20
     else:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # Forgets the peak so far.
-        before = _status("VmRSS")
+        before = _common.forget_peak()
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         loss = float(run(*views)[0])
         seconds.append(time.perf_counter() - start)
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20 if gpu else _status("VmHWM")
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20 if gpu else _common.peak()
     return {"seconds": seconds[1:] or seconds, "mib": peak - before, "loss": loss}
-
-
-def _machine() -> str:
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    model = names[0] if names else platform.processor()
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
 
 
 def main() -> None:
@@ -105,7 +90,9 @@ def main() -> None:
     if chosen.row:
         print(json.dumps(measure(**json.loads(chosen.row))))
         return
-    print(f"{_machine()}; {chosen.dim} dimensions, queue of {chosen.queue}, {'XLA' if chosen.xla else 'no XLA'}\n")
+    print(
+        f"{_common.machine()}; {chosen.dim} dimensions, queue of {chosen.queue}, {'XLA' if chosen.xla else 'no XLA'}\n"
+    )
     print("| images | way | seconds (range) | extra memory, MiB | loss |\n| ---: | --- | --- | ---: | ---: |")
     for images in chosen.images:
         for kind in chosen.kinds:

@@ -65,16 +65,18 @@ def noise(images: int, size: int) -> dict[str, np.ndarray]:
 class Ours:
     """The project's step; `run` takes one and returns its seconds."""
 
-    def __init__(self, precision: str, options: argparse.Namespace):
-        """Builds it."""
+    def __init__(self, precision: str, options: argparse.Namespace, *, remat: bool = False, micro_batch_size=None):
+        """Builds it for `options.images` images of `options.size` pixels."""
+        stem = "cifar" if options.size <= 32 else "imagenet"
         self.augment = Augment(color_strength=0.5, blur_probability=0.0)
         self.stage = Pretrain(
             Noise(options.size),
             self.augment,
-            lambda **kw: ResNet(options.depth, options.width, stem="cifar", **kw),
+            lambda **kw: ResNet(options.depth, options.width, stem=stem, remat=remat, **kw),
             lambda **kw: ProjectionHead(num_layers=2, **kw),
             temperature=0.5,
             precision=precision,
+            micro_batch_size=micro_batch_size,
         )
         optimizer = Lars()
         optimizer.build(self.stage.trained_variables, excluded_variables(self.stage.network.parts().values()))
@@ -91,11 +93,14 @@ class Ours:
         self._batch = noise(options.images, options.size)
         self._iterator = iter(tf.data.Dataset.from_tensors({"images": self._batch}).repeat())
         self._last = 0
+        self.loss = float("nan")
 
     def run(self) -> float:
-        """Takes a step."""
+        """Takes a step; returns its seconds."""
         self._last += 1
-        return next(self._loop.run(self._iterator, self._last)).seconds
+        chunk = next(self._loop.run(self._iterator, self._last))
+        self.loss = chunk.records[-1]["loss"]
+        return chunk.seconds
 
     def augmentation(self) -> Callable[[], float]:
         """Returns what does the step's augmentation alone."""

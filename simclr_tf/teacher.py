@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simclr_tf import checkpoint, records
+from simclr_tf.class_names import known_class_names
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -118,7 +119,7 @@ def _from_workdir(path: str, precision: str, flag: str) -> Teacher:
         lambda images: network.logits(images, training=False),
         num_classes=network.num_classes,
         image_size=network.image_size,
-        class_names=list(description.get("class_names") or ()),
+        class_names=known_class_names(description.get("class_names")),
         variables=[variable for part in network.parts().values() for variable in part.variables],
         description={"kind": "workdir", "path": path, "network": network.describe()},
     )
@@ -187,7 +188,7 @@ def _from_saved_model(folder: str, flag: str) -> Teacher:
         logits,
         num_classes=sample.shape[1],
         image_size=size,
-        class_names=list(details.get("class_names") or ()),
+        class_names=known_class_names(details.get("class_names")),
         variables=_variables(loaded),
         description={
             "kind": "saved_model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from simclr_tf import checkpoint, evaluate, knn, metrics, records
+from simclr_tf.class_names import known_class_names
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
@@ -67,7 +68,9 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     report = {
         "checkpoint": path,
         "data": examples.source.name,
-        **metrics.classification(*scored, description["class_names"]),
+        **metrics.classification(
+            *scored, known_class_names(description["class_names"]) or list(examples.source.class_names)
+        ),
         "calibration": metrics.calibration(*scored),
         "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
     }

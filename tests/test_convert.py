@@ -11,6 +11,7 @@ import fixtures_published as fixtures
 import numpy as np
 import pytest
 import reference
+from command import simclr
 
 from simclr_tf import checkpoint
 from simclr_tf.convert import recognize, verb
@@ -394,3 +395,37 @@ def test_empty_and_missing_sources_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / name, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_goes_all_the_way(tmp_path):
+    """Through every stage that can start from it, to an export, that export's student and the student's export."""
+    measured = ["--gin_param=Data.eval_split='test[:32]'"]
+    few = {"Data.train_split": "'train[:64]'", "train.steps": 2, "train.epochs": None, "train.global_batch_size": 16}
+    few.update({"train.precision": "'float32'", "train.board_images": 0})
+    few = [*measured, *(f"--gin_param={name}={value}" for name, value in few.items())]
+
+    def call(mode: str, workdir: str, params: tuple | list = (), **flags) -> str:
+        sources = [f"--{name}={value}" for name, value in flags.items()]
+        done = simclr(f"--mode={mode}", f"--workdir={tmp_path / workdir}", *sources, *params)
+        assert done.code == 0, f"{mode}: {done.err}"
+        return done.out
+
+    source = fixtures.write(tmp_path / "published" / "model.ckpt-1234", small_tf1(classes=10))
+    call("convert", "run", source=source)
+    converted = tmp_path / "run"
+    assert "head                     restored" in call("finetune", "finetuned", few, init_from=converted)
+    assert "encoder/stem             restored" in call("linear_eval", "linear", few, init_from=converted)
+    assert "encoder/stem             restored" in call("pretrain", "on", few, init_from=converted)
+    assert "airplane" in call("eval", "run", measured)  # The checkpoint only numbers its classes.
+    call("export", "run", output=tmp_path / "export")
+    exported = tmp_path / "export" / "classifier" / "1234"
+    for teacher, student in ((converted, "student"), (exported, "student_of_export")):
+        call("distill", student, few, teacher=teacher)
+    students = (tmp_path / name / "result.json" for name in ("student", "student_of_export"))
+    last = [json.loads(path.read_text())["last_step"] for path in students]
+    # Students start from other weights: reading the teacher draws random numbers, too.
+    assert last[0]["teacher_accuracy"] == last[1]["teacher_accuracy"]
+    assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=1e-2)
+    call("export", "student", output=tmp_path / "again")
+    call("distill", "grandchild", few, teacher=tmp_path / "again" / "classifier" / "2")

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 from simclr_tf import checkpoint, records, summary
+from simclr_tf.class_names import numbered_classes
 from simclr_tf.convert import recognize
 from simclr_tf.convert.recognize import Architecture, Found
 from simclr_tf.convert.saved_model import read_lists
@@ -122,7 +123,7 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
 
 def _class_names(names: list[str] | None, num_classes: int) -> list[str]:
     if names is None:
-        return [f"class {i}" for i in range(num_classes)]
+        return numbered_classes(num_classes)
     if len(names) != num_classes:
         raise UserError(
             f"convert.class_names has {len(names)} names, but the classifier tells {num_classes} classes apart"

@@ -10,6 +10,7 @@ import tempfile
 import numpy as np
 
 from simclr_tf import checkpoint, records
+from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.crop import EVALUATION_PROPORTION, LARGEST_UNCROPPED_SIZE
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
@@ -125,7 +126,7 @@ def _details(
     kind: str, network: Network, description: dict, layer: str, size: int, path: str, step: int, weights: str
 ) -> dict:
     names = list(description.get("class_names") or ())
-    names = names if len(names) == network.num_classes else [f"class {i}" for i in range(network.num_classes)]
+    names = names if len(names) == network.num_classes else numbered_classes(network.num_classes)
     return {
         "kind": kind,
         "step": step,

@@ -1,0 +1,24 @@
+"""Names of classes that nobody has named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def numbered_classes(num_classes: int) -> list[str]:
+    """Names classes by their number, for a classifier that came without names.
+
+    >>> numbered_classes(2)
+    ['class 0', 'class 1']
+    """
+    return [f"class {i}" for i in range(num_classes)]
+
+
+def known_class_names(names: Sequence[str] | None) -> list[str]:
+    """Returns names as they are, and none where they only number the classes: those fit any data.
+
+    >>> known_class_names(["cat", "dog"]), known_class_names(["class 0", "class 1"]), known_class_names(None)
+    (['cat', 'dog'], [], [])
+    """
+    names = list(names or ())
+    return [] if names == numbered_classes(len(names)) else names
