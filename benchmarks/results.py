@@ -1,0 +1,146 @@
+"""Does what the paper says hold here? Trains what is needed on CIFAR-10, and writes `docs/results.md`.
+
+    python benchmarks/results.py --data_dir=DIR                    # all studies: many hours on two cores
+    python benchmarks/results.py --data_dir=DIR --studies=memory   # one of them
+    python benchmarks/results.py --write                           # the page and its plots again, from results/
+
+A run that was taken before is looked up in `results/`, one that was stopped goes on, and the page is written after
+each: it shows what there is so far. `results/STUDY/RUN/seedN.json` keeps what the run and its k-NN classifier said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import _common, _results_page
+from benchmarks._studies import STUDIES, Run, Study
+
+RAW = _common.ROOT / "results"
+
+
+class Task(NamedTuple):
+    """A run of a study with one seed."""
+
+    study: str
+    name: str
+    run: Run
+    seed: int
+
+    @property
+    def raw(self) -> Path:
+        """Where its figures are kept."""
+        return RAW / self.study / self.name / f"seed{self.seed}.json"
+
+    def workdir(self, root: Path) -> Path:
+        """Where it trains."""
+        return root / self.study / self.name / f"seed{self.seed}"
+
+
+def call(arguments: list[str]) -> None:
+    """Calls the command line and passes its output on.
+
+    Raises:
+      SystemExit: where it fails.
+    """
+    print("$ simclr", *arguments, flush=True)
+    done = subprocess.run([sys.executable, str(_common.ROOT / "run.py"), *arguments], check=False)
+    if done.returncode:
+        raise SystemExit(f"run.py {' '.join(arguments)} ended with {done.returncode}")
+
+
+def command(task: Task, root: Path, data_dir: str) -> list[str]:
+    """Returns the arguments that train a task."""
+    run = task.run
+    params = [*run.params, f"train.seed={task.seed}", "train.board_images=0"]
+    if run.subset:
+        params.append(f"Data.subset_seed={task.seed}")
+    sources = []
+    for flag, (study, name) in run.sources.items():
+        # Where fewer seeds were pretrained, runs share them.
+        seed = task.seed % STUDIES[study].runs[name].seeds
+        sources.append(f"--{flag}={Task(study, name, STUDIES[study].runs[name], seed).workdir(root)}")
+    return [
+        *(f"--mode={run.mode}", f"--gin_file={run.recipe}", f"--workdir={task.workdir(root)}"),
+        *(f"--data_dir={data_dir}", *sources, *(f"--gin_param={param}" for param in params)),
+    ]
+
+
+def take(task: Task, root: Path, data_dir: str) -> None:
+    """Takes a run, and those that it starts from, unless their figures are there."""
+    if task.raw.exists():
+        return
+    for study, name in task.run.sources.values():
+        run = STUDIES[study].runs[name]
+        source = Task(study, name, run, task.seed % run.seeds)
+        if not (source.workdir(root) / "result.json").exists():
+            source.raw.unlink(missing_ok=True)  # Figures alone do not start another run.
+            take(source, root, data_dir)
+    arguments = command(task, root, data_dir)
+    workdir = task.workdir(root)
+    call(arguments)
+    kept = {"command": ["simclr", *arguments], "result": json.loads((workdir / "result.json").read_text())}
+    if task.run.knn:
+        settings = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
+        params = [f"--gin_param={setting}" for setting in settings]
+        call(["--mode=knn", f"--workdir={workdir}", f"--data_dir={data_dir}", *params])
+        kept["knn"] = json.loads((workdir / "knn.json").read_text())
+    kept["machine"] = _common.machine()
+    task.raw.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = task.raw.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(kept, indent=1) + "\n")
+    unfinished.replace(task.raw)
+
+
+def tasks(names: list[str]) -> list[Task]:
+    """All runs of studies; all of one seed first, so that an unfinished table compares like with like."""
+    found = []
+    for study in names:
+        runs = STUDIES[study].runs
+        for seed in range(max(run.seeds for run in runs.values())):
+            found += [Task(study, name, run, seed) for name, run in runs.items() if seed < run.seeds]
+    return found
+
+
+def figures(name: str, study: Study) -> dict[str, list[dict]]:
+    """Reads what is kept of a study: run -> what each seed said."""
+    return {
+        run: [json.loads(path.read_text()) for path in sorted((RAW / name / run).glob("seed*.json"))]
+        for run in study.runs
+    }
+
+
+def write() -> None:
+    """Writes the page from all that is kept."""
+    _results_page.write({name: figures(name, study) for name, study in STUDIES.items()})
+
+
+def main() -> None:
+    """Takes what is missing, and writes the page after each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", help="folder in which tensorflow-datasets keeps CIFAR-10")
+    parser.add_argument("--workdir", type=Path, default=_common.ROOT / "runs" / "results")
+    parser.add_argument("--studies", default=",".join(STUDIES), help=f"of {', '.join(STUDIES)}, with commas")
+    parser.add_argument("--write", action="store_true", help="train nothing, write the page")
+    options = parser.parse_args()
+    chosen = options.studies.split(",")
+    unknown = set(chosen) - STUDIES.keys()
+    if unknown:
+        parser.error(f"--studies names {', '.join(sorted(unknown))}; choose of {', '.join(STUDIES)}")
+    if not options.write:
+        if options.data_dir is None:
+            parser.error("--data_dir is missing: the folder in which tensorflow-datasets keeps CIFAR-10")
+        for task in tasks(chosen):
+            take(task, options.workdir, options.data_dir)
+            write()
+    write()
+
+
+if __name__ == "__main__":
+    main()
