@@ -103,7 +103,8 @@ def curves(runs: Sequence[Run]) -> str:
     """All curves that any of the runs has, the runs' side by side."""
     cards = []
     for curve in _CURVES:
-        series, levels = [], []
+        series: list[Series] = []
+        chance: dict[tuple[str, float], list[int]] = {}
         for color, run in enumerate(runs):
             found = (run.throughput if curve.throughput else run.metrics).get(curve.metric)
             if found is None or not np.isfinite(found[1]).any():
@@ -111,9 +112,11 @@ def curves(runs: Sequence[Run]) -> str:
             if curve.metric != "loss" and not curve.throughput and _is_whole_loss(run, curve.metric):
                 continue
             series.append(Series(run.name, *found, color=color))
-            levels += _levels(run, curve.metric, color if len(runs) > 1 else None)
+            if (line := _chance(run, curve.metric)) is not None:
+                chance.setdefault(line, []).append(color)
         if not series:
             continue
+        levels = [_level(name, y, colors, runs) for (name, y), colors in chance.items()]
         last = ", ".join(_last(one, curve.percent, named=len(series) > 1) for one in series)
         chart = charts.lines(series, label=f"{curve.title}: last {last}", levels=levels, percent=curve.percent)
         cards.append(figure(curve.title, chart, f"last: {text(last)}"))
@@ -138,16 +141,22 @@ def _last(one: Series, percent: bool, *, named: bool) -> str:
     return f"{100 * value:.1f}%" * percent + charts.number(value) * (not percent) + f" ({one.name})" * named
 
 
-def _levels(run: Run, metric: str, color: int | None) -> list[Level]:
-    """Where a metric would be without anything learnt."""
-    suffix = "" if color is None else f" ({run.name})"
+def _chance(run: Run, metric: str) -> tuple[str, float] | None:
+    """Where a metric would be without anything learnt, in words and as a number."""
     classes = len(run.description.get("class_names") or ())
     contrastive = "contrastive" if "probe" in run.metrics else "loss"
     if metric == contrastive and (chance := run.last("chance_loss")) is not None:
-        return [Level(f"chance {chance:.2f}{suffix}", chance, color)]
+        return f"chance {chance:.2f}", chance
     if metric in ("probe_accuracy", "accuracy") and classes:
-        return [Level(f"chance {100 / classes:.3g}%{suffix}", 1 / classes, color)]
-    return []
+        return f"chance {100 / classes:.3g}%", 1 / classes
+    return None
+
+
+def _level(name: str, y: float, colors: Sequence[int], runs: Sequence[Run]) -> Level:
+    """The line of a chance level: gray where several runs share it, else in its run's color and named after it."""
+    if len(colors) > 1 or len(runs) == 1:
+        return Level(name, y)
+    return Level(f"{name} ({runs[colors[0]].name})", y, colors[0])
 
 
 def neighbors(seen: Seen, class_names: Sequence[str], *, num_images: int, num_neighbors: int) -> str:
