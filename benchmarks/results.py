@@ -55,32 +55,37 @@ def call(arguments: list[str]) -> None:
         raise SystemExit(f"run.py {' '.join(arguments)} ended with {done.returncode}")
 
 
+def sources(task: Task) -> dict[str, Task]:
+    """The runs that a task starts from, by flag; where fewer seeds were trained of them, tasks share them."""
+    found = {}
+    for flag, (study, name) in task.run.sources.items():
+        run = STUDIES[study].runs[name]
+        found[flag] = Task(study, name, run, task.seed % run.seeds)
+    return found
+
+
 def command(task: Task, root: Path, data_dir: str) -> list[str]:
     """Returns the arguments that train a task."""
     run = task.run
     params = [*run.params, f"train.seed={task.seed}", "train.board_images=0"]
     if run.subset:
         params.append(f"Data.subset_seed={task.seed}")
-    sources = []
-    for flag, (study, name) in run.sources.items():
-        # Where fewer seeds were pretrained, runs share them.
-        seed = task.seed % STUDIES[study].runs[name].seeds
-        sources.append(f"--{flag}={Task(study, name, STUDIES[study].runs[name], seed).workdir(root)}")
     return [
-        *(f"--mode={run.mode}", f"--gin_file={run.recipe}", f"--workdir={task.workdir(root)}"),
-        *(f"--data_dir={data_dir}", *sources, *(f"--gin_param={param}" for param in params)),
+        *(
+            f"--mode={run.mode}",
+            f"--gin_file={run.recipe}",
+            f"--workdir={task.workdir(root)}",
+            f"--data_dir={data_dir}",
+        ),
+        *(f"--{flag}={source.workdir(root)}" for flag, source in sources(task).items()),
+        *(f"--gin_param={param}" for param in params),
     ]
 
 
 def take(task: Task, root: Path, data_dir: str) -> None:
-    """Takes a run, and those that it starts from, unless their figures are there."""
-    if task.raw.exists():
-        return
-    for study, name in task.run.sources.values():
-        run = STUDIES[study].runs[name]
-        source = Task(study, name, run, task.seed % run.seeds)
-        if not (source.workdir(root) / "result.json").exists():
-            source.raw.unlink(missing_ok=True)  # Figures alone do not start another run.
+    """Takes a run, after those that it starts from; what is finished in its workdir is not trained again."""
+    for source in sources(task).values():
+        if not (source.workdir(root) / "result.json").exists():  # Figures alone do not start another run.
             take(source, root, data_dir)
     arguments = command(task, root, data_dir)
     workdir = task.workdir(root)
@@ -137,8 +142,9 @@ def main() -> None:
         if options.data_dir is None:
             parser.error("--data_dir is missing: the folder in which tensorflow-datasets keeps CIFAR-10")
         for task in tasks(chosen):
-            take(task, options.workdir, options.data_dir)
-            write()
+            if not task.raw.exists():
+                take(task, options.workdir, options.data_dir)
+                write()
     write()
 
 

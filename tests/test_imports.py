@@ -70,15 +70,17 @@ FLOORS = [
     {"cli"},
     {"config"},
     {"configurables"},
-    {"verbs", "preview", "report", "export", "embed"},
+    {"verbs", "preview", "report", "convert", "export", "embed", "neighbors", "plan"},
     {"train"},
+    {"course"},
+    {"place"},
     {"loop"},
     {"stages", "evaluate"},
     {"checkpoint"},
     {"models", "data", "losses", "optim", "knn"},
     {"collectives", "randomness", "records"},
     {"stack"},
-    {"errors"},
+    {"errors", "operations", "class_names"},
 ]
 
 

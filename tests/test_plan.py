@@ -103,6 +103,17 @@ def test_equal_runs_give_equal_programs(exported):
     assert export.export(again, program).module == steps[1].module
 
 
+def test_a_map_has_one_order_in_canonical_programs():
+    """XLA writes an instruction's attributes in whatever order they have in memory."""
+    entries = [hlo._field(1, text) for text in (b"grad_x", b"grad_y")]
+    modules = []
+    for order in (entries, entries[::-1]):
+        instruction = hlo._field(1, b"dot.1") + hlo._field(68, b"".join(order))
+        modules.append(hlo._field(3, hlo._field(2, instruction)))
+    assert modules[0] != modules[1]
+    assert hlo.canonical(modules[0], "step") == hlo.canonical(modules[1], "step")
+
+
 def test_hollow_variables_share_memory():
     with export.hollow_variables():
         first = tf.Variable(lambda: tf.random.normal([50, 2]), shape=[50, 2], dtype=tf.float32)
