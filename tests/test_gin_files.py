@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from command import simclr
@@ -108,10 +110,8 @@ def test_published_values(mode, name, schedule, more):
     assert {key: repr(bound[key]) if str(value).startswith("@") else bound[key] for key, value in more.items()} == more
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def step_all(folder: Path, *more: str) -> Path:
     """One shrunk run of every training mode, by the command line."""
-    folder = tmp_path_factory.mktemp("runs")
     starts = {
         "pretrain": [],
         "linear_eval": [f"--init_from={folder}/pretrain"],
@@ -121,9 +121,25 @@ def runs(tmp_path_factory):
     }
     for mode, start in starts.items():
         files = ("--gin_file=embedded_small", "--gin_file=smoke")
-        done = simclr(f"--mode={mode}", *start, f"--workdir={folder}/{mode}", *files)
+        done = simclr(f"--mode={mode}", *start, f"--workdir={folder}/{mode}", *files, *more)
         assert done.code == 0, done.err
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return step_all(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.slow
+def test_every_stage_steps_under_xla(runs, tmp_path):
+    step_all(tmp_path, "--gin_param=train.jit_compile=True")
+    for mode in TRAINING_MODES:
+        plain, compiled = (
+            json.loads((folder / mode / "metrics.jsonl").read_text().splitlines()[0]) for folder in (runs, tmp_path)
+        )
+        assert compiled.keys() == plain.keys()
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-3), mode
 
 
 def test_every_stage_steps(runs):
