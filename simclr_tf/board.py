@@ -54,7 +54,7 @@ class Board:
         self._images, self._sound = joined["image"], np.flatnonzero(joined["weight"] > 0)
         self._labels, self._indices = joined["label"][self._sound], joined["index"][self._sound]
         self._writer = tf.summary.create_file_writer(self._folder, filename_suffix=".images")
-        self._features = tf.function(self._compute, reduce_retracing=True)
+        self._features = tf.function(self._compute, reduce_retracing=True, autograph=False)
         self._has_sprite = False
 
     def _source(self) -> Source:

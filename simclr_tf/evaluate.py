@@ -55,7 +55,7 @@ def stream(
         outputs = {**compute(batch), **{name: batch[name] for name in ("index", "label", "weight")}}
         return {name: collectives.concat(value) for name, value in outputs.items()}
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(batch):
         outputs = strategy.run(one, args=(batch,))
         return {name: strategy.experimental_local_results(value)[0] for name, value in outputs.items()}

@@ -84,7 +84,7 @@ def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: list[bytes]
             f"the vectors in --source={place.source} are not of the network {path} (but of "
             f"{details.get('checkpoint')}); give the --workdir that made them, or run --mode=embed again"
         )
-    compute = tf.function(embed.vector(network, details["layer"]))
+    compute = tf.function(embed.vector(network, details["layer"]), autograph=False)
     made = []
     for query, content in zip([q for q in place.queries if q not in set(found.names)], encoded):
         try:

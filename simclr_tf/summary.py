@@ -20,7 +20,7 @@ def flops_per_image(network: Network) -> int:
     """
     size = network.image_size
 
-    @tf.function(input_signature=[tf.TensorSpec([1, size, size, 3], network.dtype)])
+    @tf.function(input_signature=[tf.TensorSpec([1, size, size, 3], network.dtype)], autograph=False)
     def forward(images):
         return network.encoder(images, training=False)["final_avg_pool"]
 

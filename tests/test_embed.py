@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 from command import simclr
+from exported_run import make_network, make_run
 from PIL import Image
-from test_export import make_network, make_run
 
 from simclr_tf import embed, neighbors, vectors
 from simclr_tf.data.decode import decode

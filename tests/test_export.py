@@ -1,4 +1,4 @@
-"""Exports: what a fresh process makes of them, how they train, versions, other formats; and teachers."""
+"""Exports: what a fresh process makes of them, how they train, versions, other formats."""
 
 from __future__ import annotations
 
@@ -9,50 +9,15 @@ import types
 
 import numpy as np
 import pytest
-from tiny_run import TINY
+from exported_run import export, images, make_network, make_run
 
-from simclr_tf import checkpoint, records
+from simclr_tf import checkpoint
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, verb, versions
-from simclr_tf.export.module import CLASSIFIER, FEATURES, make_module, preprocess
+from simclr_tf.export.module import CLASSIFIER, make_module, preprocess
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
 from simclr_tf.stack import keras, tf
-from simclr_tf.teacher import load_teacher
-
-CLASSES = ["cat", "dog", "a\nlong name"]
-ENCODER = {**TINY, "sk_ratio": 0.0, "se_ratio": 0.0}
-
-
-def make_network(encoder=None, *, head=True, layer=1, classes=3, size=16) -> Network:
-    network = Network.from_description(
-        {
-            "encoder": encoder or ENCODER,
-            "head": {"num_layers": 2, "output_dim": 8} if head else None,
-            "num_classes": classes,
-            "classifier_layer": layer if head else 0,
-            "image_size": size,
-        }
-    )
-    rng = np.random.default_rng(0)
-    for part in network.parts().values():
-        for variable in part.variables:  # As if trained: nothing at its first value.
-            spread = 0.2 if variable.shape.rank == 1 else 0.05
-            variable.assign(variable + spread * np.abs(rng.standard_normal(variable.shape)))
-    return network
-
-
-def make_run(workdir, network: Network, step: int = 7) -> str:
-    checkpoint.Checkpoints(str(workdir), network.parts(), keep=3).save(step)
-    names = CLASSES if network.num_classes == len(CLASSES) else []
-    description = {"stage": "finetune", "network": network.describe(), "class_names": names, "data": {"image_size": 16}}
-    records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
-    return str(workdir)
-
-
-def export(workdir, output=None, **settings):
-    return verb.run_export(Place(str(workdir), tf.distribute.get_strategy(), output=output), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +38,6 @@ def exported(workdir) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def loaded(exported):
     return {kind: tf.saved_model.load(folder) for kind, folder in exported.items()}
-
-
-def images(count=4, height=16, width=16) -> np.ndarray:
-    return np.random.default_rng(1).uniform(size=(count, height, width, 3)).astype(np.float32)
 
 
 def test_versions_are_numbered_by_step(exported, workdir):
@@ -350,153 +311,3 @@ def test_torchvision_cannot_hold_other_networks(encoder, reason):
     )
     with pytest.raises(UserError, match=reason):
         pytorch.state_dict(network, classifier=False)
-
-
-# Teachers ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_export_teaches_what_its_run_teaches(exported, workdir, network):
-    x = images()
-    expected = network.logits(x, training=False).numpy()
-    for path in (workdir, exported["classifier"], f"{workdir}/export/classifier", f"{workdir}/export"):
-        teacher = load_teacher(path)
-        np.testing.assert_allclose(teacher.logits(x), expected, rtol=1e-4, atol=1e-5)
-        assert (teacher.num_classes, teacher.image_size) == (3, 16)
-        json.dumps(teacher.describe())
-    assert len(load_teacher(exported["classifier"]).variables) == sum(
-        len(p.variables) for p in network.parts().values()
-    )
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_teacher_works_in_a_compiled_step(exported, network, jit_compile):
-    teacher = load_teacher(exported["classifier"])
-    holder = tf.Module()
-    holder.teacher = teacher
-    assert holder.variables == ()  # Neither trained nor checkpointed.
-    variable = tf.Variable(images())
-
-    @tf.function(jit_compile=jit_compile)
-    def step():
-        with tf.GradientTape() as tape:
-            logits = teacher.logits(variable)
-        return logits, tape.gradient(logits, variable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-    logits, gradient = step()
-    np.testing.assert_allclose(logits, network.logits(images(), training=False), rtol=1e-3, atol=1e-4)
-    assert not np.any(gradient)
-
-
-@pytest.mark.parametrize("kind", ["workdir", "classifier"])
-def test_a_teacher_works_on_several_replicas(exported, workdir, network, kind):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        teacher = load_teacher(workdir if kind == "workdir" else exported[kind])
-
-    @tf.function
-    def step(x):
-        return strategy.run(teacher.logits, args=(x,))
-
-    for logits in strategy.experimental_local_results(step(tf.constant(images()))):
-        np.testing.assert_allclose(logits, network.logits(images(), training=False), rtol=1e-4, atol=1e-5)
-
-
-class Foreign(tf.Module):
-    """A SavedModel of somebody else: called with `trainable`, as the published ones are, and returning a dictionary."""
-
-    def __init__(self, outputs):
-        super().__init__()
-        self.kernel = tf.Variable(np.random.default_rng(0).standard_normal((3, 5)), dtype=tf.float32)
-        self.bias = tf.Variable(tf.zeros([5]))
-        self._outputs = outputs
-
-    @tf.function
-    def __call__(self, inputs, trainable):
-        features = tf.reduce_mean(inputs, [1, 2])
-        logits = features @ self.kernel + self.bias + (100.0 if trainable else 0.0)
-        named = {
-            "block_group1": inputs,
-            "final_avg_pool": features,
-            "logits_sup": logits,
-            "probabilities": tf.nn.softmax(logits),
-            "a": logits,
-            "b": logits,
-        }
-        return {name: named[name] for name in self._outputs}
-
-
-def save_foreign(path, *outputs, shape=(None, None, None, 3), dtype=tf.float32) -> Foreign:
-    module = Foreign(outputs)
-    for trainable in (True, False):
-        module.__call__.get_concrete_function(tf.TensorSpec(shape, dtype), trainable=trainable)
-    tf.saved_model.save(module, str(path))
-    return module
-
-
-def test_a_published_saved_model_teaches(tmp_path):
-    module = save_foreign(tmp_path, "block_group1", "final_avg_pool", "logits_sup")
-    teacher = load_teacher(str(tmp_path))
-    np.testing.assert_allclose(teacher.logits(images()), module(images(), trainable=False)["logits_sup"], rtol=1e-5)
-    assert (teacher.num_classes, teacher.image_size, len(teacher.variables)) == (5, None, 2)
-
-
-def test_probabilities_teach_as_their_logarithm(tmp_path):
-    module = save_foreign(tmp_path, "final_avg_pool", "probabilities")
-    teacher = load_teacher(str(tmp_path))
-    assert teacher.describe()["output_is"] == "probabilities"
-    expected = module(images(), trainable=False)["probabilities"]
-    np.testing.assert_allclose(tf.nn.softmax(teacher.logits(images())), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("softmax", [False, True])
-def test_a_keras_saved_model_teaches(tmp_path, softmax):
-    model = keras.Sequential(
-        [
-            keras.layers.InputLayer((16, 16, 3)),
-            keras.layers.Conv2D(4, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.Dropout(0.5),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(6, activation="softmax" if softmax else None),
-        ]
-    )
-    model.save(str(tmp_path), save_format="tf")
-    teacher = load_teacher(str(tmp_path))
-    assert (teacher.num_classes, teacher.image_size) == (6, 16)
-    np.testing.assert_allclose(
-        tf.nn.softmax(teacher.logits(images())),
-        model(images()) if softmax else tf.nn.softmax(model(images())),
-        rtol=1e-4,
-    )
-
-
-@pytest.mark.parametrize(
-    "outputs, shape, dtype, message",
-    [
-        (("a", "b"), (None, None, None, 3), tf.float32, r"not clear \(a, b\)"),
-        (("final_avg_pool",), (None, None, None, 3), tf.float32, "no output is .* class scores"),
-        (("logits_sup",), (2, 8, 8, 3), tf.float32, "not .batch, height, width, 3. of any batch"),
-    ],
-)
-def test_what_is_no_classifier_is_refused(tmp_path, outputs, shape, dtype, message):
-    save_foreign(tmp_path, *outputs, shape=shape, dtype=dtype)
-    with pytest.raises(UserError, match=message) as error:
-        load_teacher(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_other_paths_are_no_teachers(tmp_path, exported, workdir):
-    with pytest.raises(UserError, match="no such folder"):
-        load_teacher(str(tmp_path / "gone"))
-    with pytest.raises(UserError, match="neither architecture.json nor saved_model.pb"):
-        load_teacher(str(tmp_path))
-    with pytest.raises(UserError, match="features without class logits"):
-        load_teacher(exported["feature_vector"])
-    (tmp_path / "saved_model.pb").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="cannot be loaded") as error:
-        load_teacher(str(tmp_path))
-    assert "\n" not in str(error.value)
-    without = make_network(classes=0)
-    with pytest.raises(UserError, match="has no classifier"):
-        load_teacher(make_run(tmp_path / "plain", without))
-    assert FEATURES in exported

@@ -122,7 +122,9 @@ class Network(tf.Module):
     def _build(self) -> None:
         """Creates the variables by tracing the network once on paper."""
 
-        @tf.function(input_signature=[tf.TensorSpec([2, self.image_size, self.image_size, 3], self.dtype)])
+        @tf.function(
+            input_signature=[tf.TensorSpec([2, self.image_size, self.image_size, 3], self.dtype)], autograph=False
+        )
         def trace(images):
             outputs = self.outputs(images, training=False)
             return self.classifier(outputs[f"head_layer_{self.classifier_layer}"]) if self.classifier else outputs
