@@ -90,7 +90,8 @@ def take(task: Task, root: Path, data_dir: str) -> None:
     arguments = command(task, root, data_dir)
     workdir = task.workdir(root)
     call(arguments)
-    kept = {"command": ["simclr", *arguments], "result": json.loads((workdir / "result.json").read_text())}
+    told = command(task, Path("runs/results"), "DATA_DIR")  # Without this machine's paths.
+    kept = {"command": ["simclr", *told], "result": json.loads((workdir / "result.json").read_text())}
     if task.run.knn:
         settings = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
         params = [f"--gin_param={setting}" for setting in settings]
