@@ -169,10 +169,10 @@ def _memory() -> Study:
     return Study(
         "The memory",
         "The memory (momentum encoder and queue) is worth about a point where batches are small.",
-        "ResNet-18 at an eighth of its width, 400 steps, temperature 0.2. So few steps need a network that follows faster "
-        "than 0.999 and a queue of keys that are not too old: decay 0.9 and a queue of 1,024, chosen at batch 64 on a "
-        "held-out fifth of `train` (decays 0.5, 0.9, 0.95 and 0.99, queues of 1,024 and 8,192). The probe is trained "
-        "beside, k-NN uses 10,000 training images and 20 neighbours.",
+        "ResNet-18 at an eighth of its width, 400 steps, temperature 0.2. So few steps need a network that follows "
+        "faster than 0.999 and a queue of keys that are not too old: decay 0.9 and a queue of 1,024, chosen at batch "
+        "64 on a held-out fifth of `train` (decays 0.5, 0.9, 0.95 and 0.99, queues of 1,024 and 8,192). The probe is "
+        "trained beside, k-NN uses 10,000 training images and 20 neighbours.",
         runs,
     )
 

@@ -7,6 +7,7 @@ import pytest
 
 from simclr_tf import summary
 from simclr_tf.errors import UserError
+from simclr_tf.models import normalization
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.normalization import BatchNorm
@@ -156,6 +157,15 @@ def test_batch_norm_against_numpy(shape, dtype):
     np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=10 * tolerance)
     moved = expected(layer.moving_mean.numpy(), layer.moving_variance.numpy())
     np.testing.assert_allclose(layer(x, training=False), moved, rtol=tolerance, atol=tolerance)
+
+
+def test_one_pass_moments_keep_their_digits():
+    """Of a mean 300 times the deviation, float32's sums of squares alone would keep no two digits of the variance."""
+    x = np.random.default_rng(0).normal(300.0, 1.0, (64, 5, 5, 3)).astype("float32")
+    exact = x.astype("float64")
+    mean, variance = normalization._moments(tf.constant(x), tf.constant([299.0, 301.5, 298.0]))
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_variables():

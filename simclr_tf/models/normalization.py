@@ -26,14 +26,16 @@ def still_averages() -> Iterator[None]:
         _still.on = before
 
 
-def _pool(mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of all replicas' examples, from each replica's own: the mean variance plus the means' variance.
+def _moments(x: tf.Tensor, near: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of all replicas' examples in one pass, from their differences to a value near the mean.
 
-    Gathering the means, instead of averaging squares, loses no digits where the mean is large beside the deviation.
+    Differences keep the digits that sums of plain squares would lose where the mean is large beside the deviation.
     """
-    means, variances = tf.unstack(collectives.concat(tf.stack([mean, variance])[None]), axis=1)
-    pooled = tf.reduce_mean(means, axis=0)
-    return pooled, tf.reduce_mean(variances, axis=0) + tf.reduce_mean(tf.square(means - pooled), axis=0)
+    difference = tf.cast(x, near.dtype) - near
+    axes = list(range(x.shape.rank - 1))
+    mean, square = tf.reduce_mean(difference, axes), tf.reduce_mean(tf.square(difference), axes)
+    mean, square = tf.unstack(collectives.all_mean(tf.stack([mean, square])))
+    return near + mean, tf.maximum(square - tf.square(mean), 0.0)
 
 
 class BatchNorm(keras.layers.Layer):
@@ -134,9 +136,7 @@ class BatchNorm(keras.layers.Layer):
 
     def _explicit(self, x: tf.Tensor, beta: tf.Tensor, training: bool) -> tf.Tensor:
         if training:
-            mean, variance = tf.nn.moments(tf.cast(x, self.gamma.dtype), axes=[0, 1, 2])
-            if collectives.num_replicas() > 1:
-                mean, variance = _pool(mean, variance)
+            mean, variance = _moments(x, tf.stop_gradient(tf.convert_to_tensor(self.moving_mean)))
             self._move(mean, variance)
         else:
             mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
