@@ -61,10 +61,13 @@ def keep(results: dict[str, dict]) -> None:
     os.replace(f"{RESULTS}.tmp", RESULTS)
 
 
-def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
-    """Plans one row on one TPU, by the command that a user would give; returns the attempts up to one that fits."""
-    attempts = []
+def compute(recipe: str, tpus: list[str], workdir: str, prefix: list[str]) -> dict[str, list[dict]]:
+    """Plans one row on TPUs, by the commands that a user would give; returns each one's attempts up to one that fits."""
+    attempts: dict[str, list[dict]] = {tpu: [] for tpu in tpus}
     for slice_index, bindings in ATTEMPTS:
+        left = [tpu for tpu, made in attempts.items() if not made or not made[-1]["fits"]]
+        if not left:
+            break
         folder = os.path.join(workdir, recipe)
         command = [
             *prefix,
@@ -74,16 +77,15 @@ def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict
             "--nosearch",
             f"--workdir={folder}",
             f"--gin_file=recipes/pretrain/{recipe}",
-            f"--topology={TPUS[tpu][slice_index]}",
+            f"--topology={','.join(TPUS[tpu][slice_index] for tpu in left)}",
             *(f"--gin_param={binding}" for binding in bindings),
         ]
         print(" ".join(command), flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
-            raise SystemExit(f"{recipe} on {tpu} could not be planned")
+            raise SystemExit(f"{recipe} on {', '.join(left)} could not be planned")
         with open(os.path.join(folder, "plan.json")) as file:
-            attempts += json.load(file)["plans"]
-        if attempts[-1]["fits"]:
-            break
+            for tpu, plan in zip(left, json.load(file)["plans"]):
+                attempts[tpu].append(plan)
     return attempts
 
 
@@ -155,15 +157,14 @@ def main() -> None:
     for unknown in [name for name in rows if name not in ROWS] + [name for name in tpus if name not in TPUS]:
         parser.error(f"{unknown} is no row or TPU; choose of {', '.join((*ROWS, *TPUS))}")
     if not options.page_only:
-        for tpu in tpus:
-            for recipe in rows:
-                results = load()
-                if options.again or f"{recipe}/{tpu}" not in results:
-                    attempts = compute(recipe, tpu, options.workdir, options.prefix.split())
-                    results = load()  # Another process may have added rows meanwhile.
-                    results[f"{recipe}/{tpu}"] = attempts
-                    keep(results)
-                    write_page(results)
+        for recipe in rows:
+            missing = [tpu for tpu in tpus if options.again or f"{recipe}/{tpu}" not in load()]
+            if missing:
+                found = compute(recipe, missing, options.workdir, options.prefix.split())
+                results = load()  # Another process may have added rows meanwhile.
+                results.update({f"{recipe}/{tpu}": attempts for tpu, attempts in found.items()})
+                keep(results)
+                write_page(results)
     write_page(load())
 
 
