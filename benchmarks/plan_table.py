@@ -62,7 +62,7 @@ def keep(results: dict[str, dict]) -> None:
 
 
 def compute(recipe: str, tpus: list[str], workdir: str, prefix: list[str]) -> dict[str, list[dict]]:
-    """Plans one row on TPUs, by the commands that a user would give; returns each one's attempts up to one that fits."""
+    """Plans one row on TPUs, by the commands that a user would give; returns the attempts up to one that fits."""
     attempts: dict[str, list[dict]] = {tpu: [] for tpu in tpus}
     for slice_index, bindings in ATTEMPTS:
         left = [tpu for tpu, made in attempts.items() if not made or not made[-1]["fits"]]
