@@ -70,6 +70,16 @@ class Course(NamedTuple):
     seconds: float
 
 
+def _board(place: Place, stage: Stage, numbers: Numbers, *, show: bool) -> Board:
+    """Makes what draws for TensorBoard, and has it show the first images where it is to."""
+    board = Board(
+        place.workdir, stage.network, stage.describe(), num_images=numbers.board_images, data_dir=place.data_dir
+    )
+    if show:
+        board.show_augmentations(numbers.seed)
+    return board
+
+
 def take_course(
     place: Place,
     stage: Stage,
@@ -122,12 +132,6 @@ def take_course(
             every_steps=numbers.record_every_steps,
             constants=stage.constants(numbers.global_batch_size),
         )
-        if numbers.board_images:
-            board = Board(
-                place.workdir, stage.network, stage.describe(), num_images=numbers.board_images, data_dir=place.data_dir
-            )
-            if first_step == 0:
-                board.show_augmentations(numbers.seed)
     progress = Progress(
         stage.name,
         total_steps=numbers.steps,
@@ -164,6 +168,11 @@ def take_course(
                         waiting_seconds=chunk.waiting_seconds,
                         loss=last["loss"],
                     )
+                    if (
+                        log is not None and board is None and numbers.board_images
+                    ):  # After the step that users wait for.
+                        board = _board(place, stage, numbers, show=first_step == 0)
+                        clock = time.monotonic()
                     # Several processes stop only together: a step, and a checkpoint, takes all of them.
                     stopped = chunk.asked_to_stop or (role.count == 1 and watch.asked)
                     # A loss that is not finite is for the loop to refuse, and nothing to save.

@@ -102,11 +102,9 @@ class Loop:
         self._step_seconds: float | None = None
         self._variables = list(stage.trained_variables)
         self._names: list[str] = []
-        # Only `_steps` has Python for AutoGraph to convert.
-        on_cpu_alone = on_cpu() and not jit_compile
-        step = tf.autograph.experimental.do_not_convert(self._cpu_replica_step if on_cpu_alone else self._replica_step)
+        step = self._cpu_replica_step if on_cpu() and not jit_compile else self._replica_step
         self._replica_step_fn = tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
-        self._run = tf.function(self._steps, reduce_retracing=True)
+        self._run = tf.function(self._steps, reduce_retracing=True, autograph=False)
 
     def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         """One replica's step; returns the record, [names] in the loss's type, equal on every replica.
@@ -189,10 +187,8 @@ class Loop:
 
     def _steps(self, iterator, count: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes up to `count` steps, fewer after a loss that is not finite, or when some process wants to stop."""
-        records = tf.TensorArray(self.stage.network.dtype, size=0, dynamic_size=True)
-        waited = tf.constant(0.0, tf.float64)
-        done, go_on = tf.constant(0), tf.constant(True)
-        while tf.logical_and(done < count, go_on):
+
+        def one(done: tf.Tensor, _, waited: tf.Tensor, records: tf.TensorArray):
             asked = tf.timestamp()
             with tf.control_dependencies([asked]):
                 batch = next(iterator)
@@ -201,9 +197,12 @@ class Loop:
             record = self._strategy.run(self._replica_step_fn, args=(batch, self.step.read_value(), stop))
             record = self._strategy.experimental_local_results(record)[0]
             self.step.assign_add(1)
-            records = records.write(done, record)
             go_on = tf.logical_and(tf.math.is_finite(record[0]), tf.equal(record[-1], 0))
-            done += 1
+            return done + 1, go_on, waited, records.write(done, record)
+
+        records = tf.TensorArray(self.stage.network.dtype, size=0, dynamic_size=True)
+        state = (tf.constant(0), tf.constant(True), tf.constant(0.0, tf.float64), records)
+        _, _, waited, records = tf.while_loop(lambda done, go_on, *_: tf.logical_and(done < count, go_on), one, state)
         return records.stack(), waited
 
     def run(

@@ -8,6 +8,7 @@ whole batch at once.
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 from simclr_tf.stack import tf
@@ -27,6 +28,21 @@ def _rotate_left(x: tf.Tensor, distance: int) -> tf.Tensor:
     return tf.bitwise.bitwise_or(left, tf.bitwise.right_shift(x, tf.constant(32 - distance, tf.uint32)))
 
 
+@tf.function(input_signature=[tf.TensorSpec([None], tf.uint32)] * 4, autograph=False)
+def _rounds(key_0, key_1, counter_0, counter_1) -> tuple[tf.Tensor, tf.Tensor]:
+    """`threefry` of vectors; as a function its 120 operations are traced once, and called from then on."""
+    parity = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key_0, key_1), tf.constant(_PARITY, tf.uint32))
+    keys = (key_0, key_1, parity)
+    x0, x1 = counter_0 + keys[0], counter_1 + keys[1]
+    for group in range(_ROUND_GROUPS):
+        for distance in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = tf.bitwise.bitwise_xor(_rotate_left(x1, distance), x0)
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + tf.constant(group + 1, tf.uint32)
+    return x0, x1
+
+
 def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Threefry-2x32 with 20 rounds.
 
@@ -37,19 +53,14 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tens
     Returns:
       Two uint32 tensors of the broadcast shape.
     """
-    keys = (
-        key[0],
-        key[1],
-        tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), tf.constant(_PARITY, tf.uint32)),
-    )
-    x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
-    for group in range(_ROUND_GROUPS):
-        for distance in _ROTATIONS[group % 2]:
-            x0 = x0 + x1
-            x1 = tf.bitwise.bitwise_xor(_rotate_left(x1, distance), x0)
-        x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + keys[(group + 2) % 3] + tf.constant(group + 1, tf.uint32)
-    return x0, x1
+    words = [tf.convert_to_tensor(word, tf.uint32) for word in (*key, *counter)]
+    static = functools.reduce(tf.broadcast_static_shape, (word.shape for word in words))
+    if static.is_fully_defined():
+        shape = tf.constant(static.as_list(), tf.int32)
+    else:
+        shape = functools.reduce(tf.broadcast_dynamic_shape, (tf.shape(word) for word in words))
+    drawn = _rounds(*(tf.reshape(tf.broadcast_to(word, shape), [-1]) for word in words))
+    return tuple(tf.ensure_shape(tf.reshape(x, shape), static) for x in drawn)
 
 
 def _words(value: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:

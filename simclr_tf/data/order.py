@@ -7,6 +7,8 @@ replayed: position 10^9 costs what position 0 costs.
 
 from __future__ import annotations
 
+import functools
+
 from simclr_tf.randomness import fold_in, stream, stream_seed
 from simclr_tf.stack import tf
 
@@ -62,10 +64,14 @@ def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, co
     def outside(x: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, tf.int64) >= limit
 
-    def walk(x: tf.Tensor) -> tuple[tf.Tensor]:
-        return (tf.where(outside(x), _feistel(x, keys, bits), x),)
+    @functools.partial(tf.function, autograph=False)  # Called in two places and traced once.
+    def shuffle(x: tf.Tensor, keys: list[tf.Tensor]) -> tf.Tensor:
+        return _feistel(x, keys, bits)
 
-    first = _feistel(place, keys, bits)
+    def walk(x: tf.Tensor) -> tuple[tf.Tensor]:
+        return (tf.where(outside(x), shuffle(x, keys), x),)
+
+    first = shuffle(place, keys)
     return tf.cast(tf.while_loop(lambda x: tf.reduce_any(outside(x)), walk, (first,))[0], tf.int64)
 
 

@@ -144,7 +144,8 @@ class Pretrain(Stage):
 
     def _images(self, views) -> tf.Tensor:
         """Returns both views' images one after the other, augmented."""
-        return tf.concat([self._augment(view["image"], view["seed"]) for view in views.values()], axis=0)
+        images, seeds = (tf.concat([view[name] for view in views.values()], axis=0) for name in ("image", "seed"))
+        return self._augment(images, seeds)
 
     def _encode(self, images: tf.Tensor, *, training: bool = True) -> dict[str, tf.Tensor]:
         """Returns what the losses read of the online network's outputs, in the variables' type."""
