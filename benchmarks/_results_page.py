@@ -113,6 +113,8 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     IMAGES.mkdir(exist_ok=True)
     picture.write_text(plot(next(iter(first.values()))[0], {run: found for run, (_, found) in first.items()}))
     lines += [f"![{html.escape(study.claim)}](images/{picture.name})", "", table(study, kept), ""]
+    if study.found:
+        lines += [study.found, ""]
     missing = sum(max(0, study.runs[run].seeds - len(rows)) for run, rows in shown.items())
     if missing:
         lines += [f"{missing} of {sum(study.runs[run].seeds for run in shown)} runs are still to be taken.", ""]
