@@ -131,8 +131,15 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
     """
     resized = tf.image.resize(image, [size, size], method=tf.image.ResizeMethod.BICUBIC)
     if image.dtype == tf.uint8:
-        return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+        return _rounded(resized)
     return tf.clip_by_value(resized, 0.0, 1.0)
+
+
+def _rounded(colors: tf.Tensor) -> tf.Tensor:
+    """Returns the nearest uint8."""
+    # In one operation; tf.clip_by_value goes over them twice.
+    clipped = tf.raw_ops.ClipByValue(t=tf.round(colors), clip_value_min=0.0, clip_value_max=255.0)
+    return tf.cast(clipped, tf.uint8)
 
 
 def bicubic_weights(start: tf.Tensor, length: tf.Tensor, full: int, size: int) -> tf.Tensor:
@@ -176,5 +183,4 @@ def crop_and_resize(images: tf.Tensor, boxes: Box, size: int) -> tf.Tensor:
     rows = bicubic_weights(boxes[0], boxes[2], height, size)[:, :, None]
     columns = bicubic_weights(boxes[1], boxes[3], width, size)[:, :, None]
     resized = tf.matmul(tf.matmul(rows, planes), columns, transpose_b=True)
-    resized = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
-    return tf.transpose(resized, [0, 1, 3, 4, 2])
+    return tf.transpose(_rounded(resized), [0, 1, 3, 4, 2])
