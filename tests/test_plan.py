@@ -312,6 +312,12 @@ def test_what_the_compiler_says_of_too_little_memory():
     told = _shortage(message)
     assert told["needed_bytes"] == round(20.5 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
     assert "\n" not in told["message"]
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (15.62G) exceeds available HBM (15.48G). HLO module: step."
+    )
+    told = _shortage(message)
+    assert told["needed_bytes"] == round(15.62 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
 
 
 def test_numbers_stand_for_data_that_are_not_here(tmp_path):

@@ -141,9 +141,16 @@ def compile_for_topology(module: bytes, *, topology: str, chip_config: str, num_
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+# "Used 20.57G of 15.48G hbm."; "the total memory required for HLO temporaries (15.62G) exceeds available HBM (15.48G)".
+_SHORTAGES = (
+    r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
+    r"memory required for [\w ]+\(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)i?B?\)",
+)
+
+
 def _shortage(message: str) -> dict[str, Any]:
-    """What the compiler says when a program does not fit: "Used 20.57G of 15.48G hbm."."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    """What the compiler says when a program does not fit."""
+    found = next(filter(None, (re.search(pattern, message) for pattern in _SHORTAGES)), None)
     told = {"message": message.strip().splitlines()[0]}
     if found:
         used, used_unit, available, available_unit = found.groups()
