@@ -59,7 +59,8 @@ def previewed(monkeypatch, tmp_path, mode: str, *params: str) -> views.Views:
 
 def test_two_views_are_what_pretraining_sees(monkeypatch, tmp_path):
     params = ("train.seed=5", "Augment.blur_probability=0.5", "Augment.area_min=0.2")
-    view_1, view_2 = trained_on(monkeypatch, tmp_path, "pretrain", *params)
+    (both,) = trained_on(monkeypatch, tmp_path, "pretrain", *params)
+    view_1, view_2 = np.split(both, 2)
     found = previewed(monkeypatch, tmp_path, "pretrain", *params)
     np.testing.assert_array_equal(found.columns["view 1"], view_1[:3])
     np.testing.assert_array_equal(found.columns["view 2"], view_2[:3])
