@@ -24,9 +24,9 @@ _here = threading.local()
 def exchanged_gradients(on: bool = True) -> Iterator[None]:
     """Within it, convolutions compute gradients as it is best on a CPU.
 
-    The kernel's gradient comes before the inputs' one, and as a forward convolution where oneDNN gains by it. For CPUs
-    without XLA: the values agree up to rounding everywhere, but other devices and compilers have good kernel
-    gradients of their own.
+    The kernel's gradient is a forward convolution where oneDNN gains by it, and in float32 comes before the inputs'
+    one, for the memory. For CPUs without XLA: the values agree up to rounding everywhere, but other devices and
+    compilers have good kernel gradients of their own.
     """
     before = getattr(_here, "on", False)
     _here.on = on
@@ -97,10 +97,11 @@ def exchanged_gradient(inputs: tf.Tensor, gradient: tf.Tensor, *, kernel_size: i
 def _with_own_gradient(
     inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int, padding: str, exchange: bool
 ) -> tf.Tensor:
-    """A convolution whose kernel's gradient comes before its inputs' one.
+    """A convolution whose kernel's gradient is exchanged, or else comes before its inputs' one.
 
     Left to itself TensorFlow hurries back through the network and leaves kernels' gradients for later, while all that
-    they are made of stays in memory.
+    they are made of stays in memory: in float32 a fifth of a step's memory. In bfloat16 the order gains 4 % of memory
+    and costs 1 % of the time, and is left to TensorFlow.
     """
 
     @tf.custom_gradient
@@ -111,7 +112,7 @@ def _with_own_gradient(
                 to_kernel = exchanged_gradient(inputs, gradient, kernel_size=kernel.shape[0], strides=strides)
             else:
                 to_kernel = tf.raw_ops.Conv2DBackpropFilter(input=inputs, filter_sizes=kernel.shape, **how)
-            with tf.control_dependencies([to_kernel]):
+            with tf.control_dependencies([] if exchange else [to_kernel]):
                 to_inputs = tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(inputs), filter=kernel, **how)
             return to_inputs, to_kernel
 
@@ -142,7 +143,8 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int = 1) -> tf.Te
             inputs = tf.pad(inputs, fixed_padding(size))
     if getattr(_here, "on", False):
         exchange = exchange_pays(kernel.shape, positions, kernel.dtype)
-        return _with_own_gradient(inputs, kernel, strides=strides, padding=padding, exchange=exchange)
+        if exchange or kernel.dtype != tf.bfloat16:
+            return _with_own_gradient(inputs, kernel, strides=strides, padding=padding, exchange=exchange)
     return tf.nn.conv2d(inputs, kernel, strides, padding)
 
 
