@@ -194,9 +194,7 @@ def _augmentation() -> Study:
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
         "crop, color and cutout": ("Augment.cutout_probability=1.0",),
     }
-    runs = {
-        name: Run("pretrain", recipe("pretrain"), ("EPOCHS=3", *params), knn=True) for name, params in ways.items()
-    }
+    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=3", *params), knn=True) for name, params in ways.items()}
     return Study(
         "Augmentation",
         "Crops and color distortion together teach far more than either alone.",
