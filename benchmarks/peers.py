@@ -1,11 +1,12 @@
 """The same pretraining step here and in other implementations from the package index, in turn.
 
-    python benchmarks/peers.py                                        # ResNet-18, CIFAR stem, 64 images: lightly
-    python benchmarks/peers.py --peers=lightly,tf_models --depth=50 --size=224 --images=8
+    python benchmarks/peers.py                                   # ResNet-18, CIFAR stem, 64 images, beside lightly
+    python benchmarks/peers.py --depth=50 --size=224 --images=8
 
 Each peer is installed into an environment of its own under `--envs` (gigabytes; kept for the next time) and runs as a
 process that takes one step when it is asked, so that a change of the machine's mood falls on all. Ours augments on the
-device within the step; peers get random numbers for views.
+device within the step; peers get random numbers for views. tf-models-official is no peer: its wheels (2.8.0 to 2.15.0
+were looked into) leave its SimCLR project out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from benchmarks import _common
 # Peer -> what to install. Without a GPU there is no use for torch's CUDA libraries, but its wheels ask for them.
 PEERS = {
     "lightly": ("lightly==1.6.0", "torch", "torchvision"),
-    "tf_models": ("tf-models-official==2.15.0", "tensorflow==2.15.1", "tf-keras==2.15.1"),
 }
 _STEPS = Path(__file__).resolve().parent / "_peer_steps"
 
