@@ -177,9 +177,9 @@ def _memory() -> Study:
         "trained beside, k-NN uses 10,000 training images and 20 neighbours.",
         runs,
         found="It did not show at this scale. In 400 steps the memory brings nothing that three seeds can tell from "
-        "chance (k-NN the same at batch 64, 1.5 points less at batch 256), and takes about 30 % more time; with a "
-        "queue of 8,192, keys up to 64 steps old, k-NN lost 4.5 points on the held-out images. That is no verdict "
-        "on runs of many epochs, for which the paper used it.",
+        "chance (k-NN the same at batch 64, 1.5 points less at batch 256); with a queue of 8,192, keys up to 64 steps "
+        "old, k-NN lost 4.5 points on the held-out images. That is no verdict on runs of many epochs, for which the "
+        "paper used it. The machine had other work beside, so that seconds are no measure.",
     )
 
 

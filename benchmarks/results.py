@@ -23,6 +23,8 @@ from benchmarks import _common, _results_page
 from benchmarks._studies import STUDIES, Run, Study
 
 RAW = _common.ROOT / "results"
+# Where kept commands say that they trained.
+_TOLD = Path("runs/results")
 
 
 class Task(NamedTuple):
@@ -90,13 +92,17 @@ def take(task: Task, root: Path, data_dir: str) -> None:
     arguments = command(task, root, data_dir)
     workdir = task.workdir(root)
     call(arguments)
-    told = command(task, Path("runs/results"), "DATA_DIR")  # Without this machine's paths.
-    kept = {"command": ["simclr", *told], "result": json.loads((workdir / "result.json").read_text())}
+    # Without this machine's folders.
+    kept = {
+        "command": ["simclr", *command(task, _TOLD, "DATA_DIR")],
+        "result": json.loads((workdir / "result.json").read_text()),
+    }
     if task.run.knn:
         settings = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
         params = [f"--gin_param={setting}" for setting in settings]
         call(["--mode=knn", f"--workdir={workdir}", f"--data_dir={data_dir}", *params])
         kept["knn"] = json.loads((workdir / "knn.json").read_text())
+        kept["knn"]["checkpoint"] = kept["knn"]["checkpoint"].replace(str(root), str(_TOLD), 1)
     kept["machine"] = _common.machine()
     task.raw.parent.mkdir(parents=True, exist_ok=True)
     unfinished = task.raw.with_suffix(".tmp")

@@ -168,16 +168,15 @@ def take_course(
                         waiting_seconds=chunk.waiting_seconds,
                         loss=last["loss"],
                     )
-                    if (
-                        log is not None and board is None and numbers.board_images
-                    ):  # After the step that users wait for.
-                        board = _board(place, stage, numbers, show=first_step == 0)
-                        clock = time.monotonic()
                     # Several processes stop only together: a step, and a checkpoint, takes all of them.
                     stopped = chunk.asked_to_stop or (role.count == 1 and watch.asked)
                     # A loss that is not finite is for the loop to refuse, and nothing to save.
                     if stopped and math.isfinite(last["loss"]):
                         break
+                    if log is not None and board is None and numbers.board_images:
+                        # Only now: the first step is what users wait for.
+                        board = _board(place, stage, numbers, show=first_step == 0)
+                        clock = time.monotonic()
                 if log is not None:
                     log.flush()
                     lock.check()

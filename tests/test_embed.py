@@ -21,16 +21,6 @@ SETTINGS = {"batch_size": 4, "images_per_part": 8}
 
 
 @pytest.fixture(scope="module")
-def network():
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def workdir(network, tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("run"), network)
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)

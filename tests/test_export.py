@@ -21,16 +21,6 @@ from simclr_tf.stack import keras, tf
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def workdir(network, tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("run"), network)
-
-
-@pytest.fixture(scope="module")
 def exported(workdir) -> dict[str, str]:
     return export(workdir, layer="head_layer_1", formats=["tflite"])
 

@@ -10,19 +10,8 @@ from exported_run import export, images, make_network, make_run
 
 from simclr_tf.errors import UserError
 from simclr_tf.export.module import FEATURES
-from simclr_tf.models.network import Network
 from simclr_tf.stack import keras, tf
 from simclr_tf.teacher import load_teacher
-
-
-@pytest.fixture(scope="module")
-def network() -> Network:
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def workdir(network, tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("run"), network)
 
 
 @pytest.fixture(scope="module")
