@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks import _common
-from benchmarks._studies import STUDIES, Study
+from benchmarks._studies import STUDIES, Run, Study
 
 PAGE = _common.ROOT / "docs" / "results.md"
 IMAGES = _common.ROOT / "docs" / "images"
@@ -115,9 +115,10 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     lines += [f"![{html.escape(study.claim)}](images/{picture.name})", "", table(study, kept), ""]
     if study.found:
         lines += [study.found, ""]
-    missing = sum(max(0, study.runs[run].seeds - len(rows)) for run, rows in shown.items())
+    own = {name: run for name, run in study.runs.items() if name in shown and isinstance(run, Run)}
+    missing = sum(max(0, run.seeds - len(shown[name])) for name, run in own.items())
     if missing:
-        lines += [f"{missing} of {sum(study.runs[run].seeds for run in shown)} runs are still to be taken.", ""]
+        lines += [f"{missing} of {sum(run.seeds for run in own.values())} runs are still to be taken.", ""]
     machines = sorted({row["machine"].split(", load")[0] for rows in kept.values() for row in rows})
     return "\n".join([*lines, f"Measured here: {'; '.join(machines)}."])
 

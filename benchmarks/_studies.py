@@ -31,6 +31,13 @@ class Run(NamedTuple):
     seeds: int = 3
 
 
+class Shared(NamedTuple):
+    """A run of another study, shown in this one too."""
+
+    study: str
+    name: str
+
+
 class Study(NamedTuple):
     """Runs that are compared.
 
@@ -46,7 +53,7 @@ class Study(NamedTuple):
     title: str
     claim: str
     note: str
-    runs: dict[str, Run]
+    runs: dict[str, Run | Shared]
     hidden: tuple[str, ...] = ()
     found: str = ""
 
@@ -57,7 +64,7 @@ def recipe(mode: str, name: str = "cifar10_small") -> str:
 
 
 # Fraction of labels -> what it is called, and how many epochs a network sees them.
-FRACTIONS = {0.01: ("1 %", 60), 0.1: ("10 %", 30), 1.0: ("100 %", 6)}
+FRACTIONS = {0.01: ("1 %", 60), 0.1: ("10 %", 20), 1.0: ("100 %", 3)}
 ONE_AND_TEN = (0.01, 0.1)
 
 
@@ -80,12 +87,14 @@ def supervised(fraction: float, *params: str, seeds: int = 3) -> Run:
 def _few_labels() -> Study:
     runs = {"pretrain": Run("pretrain", recipe("pretrain"), knn=True, seeds=1)}
     for fraction, (name, _) in FRACTIONS.items():
-        runs[f"{name}, from scratch"] = supervised(fraction)
-        runs[f"{name}, fine-tuned"] = finetune("labels", "pretrain", fraction)
+        seeds = 1 if fraction == 1.0 else 3
+        runs[f"{name}, from scratch"] = supervised(fraction, seeds=seeds)
+        runs[f"{name}, fine-tuned"] = finetune("labels", "pretrain", fraction, seeds=seeds)
     return Study(
         "Few labels",
         "Pretraining without labels pays, the more so the fewer labels there are.",
-        "ResNet-18 at a quarter of its width, pretrained once without labels; the same labels for both.",
+        "ResNet-18 at an eighth of its width, pretrained once without labels for five epochs; the same labels and "
+        "steps for both.",
         runs,
         ("pretrain",),
     )
@@ -94,68 +103,75 @@ def _few_labels() -> Study:
 def _size() -> Study:
     networks = {
         "R18 1/8": ("ResNet.width=0.125",),
-        "R18 1/4": (),
-        "R18 1/2": ("ResNet.width=0.5",),
-        "R50 1/8": ("ResNet.depth=50", "ResNet.width=0.125"),
-        "R50 1/8 SK": ("ResNet.depth=50", "ResNet.width=0.125", "ResNet.sk_ratio=0.0625"),
+        "R18 1/8 SK": ("ResNet.sk_ratio=0.0625",),
+        "R34 1/8": ("ResNet.depth=34",),
+        "R18 1/4": ("ResNet.width=0.25",),
     }
+    smallest = next(iter(networks))
     runs, hidden = {}, []
     for network, params in networks.items():
-        name = f"pretrain {network}"
-        hidden.append(name)
-        runs[name] = Run("pretrain", recipe("pretrain"), params, knn=True, seeds=1)
-    for fraction in FRACTIONS:
+        if network != smallest:
+            name = f"pretrain {network}"
+            hidden.append(name)
+            runs[name] = Run("pretrain", recipe("pretrain"), params, knn=True, seeds=1)
+    for fraction in ONE_AND_TEN:
+        label = FRACTIONS[fraction][0]
         for network, params in networks.items():
-            shown = f"{FRACTIONS[fraction][0]}, {network}"
-            runs[f"{shown}, from scratch"] = supervised(fraction, *params, seeds=1)
-            runs[f"{shown}, fine-tuned"] = finetune("size", f"pretrain {network}", fraction, seeds=1)
+            for way in ("from scratch", "fine-tuned"):
+                if network == smallest:
+                    run = Shared("labels", f"{label}, {way}")
+                elif way == "from scratch":
+                    run = supervised(fraction, *params)
+                else:
+                    run = finetune("size", f"pretrain {network}", fraction)
+                runs[f"{label}, {network}, {way}"] = run
     return Study(
         "Bigger networks",
         "Bigger networks gain more, and the more so the fewer labels there are.",
-        "Three widths and two depths, selective kernels on and off; same steps for all.",
+        "Two widths and two depths, selective kernels on and off; same steps for all.",
         runs,
         tuple(hidden),
     )
 
 
 def _head() -> Study:
-    runs, hidden = {}, []
-    for depth in (1, 2, 3):
-        name = f"pretrain, head of {depth}"
-        hidden.append(name)
-        runs[name] = Run("pretrain", recipe("pretrain"), (f"ProjectionHead.num_layers={depth}",), seeds=1)
+    # The first study's network has a head of three layers.
+    shallow = "pretrain, head of 2"
+    runs = {shallow: Run("pretrain", recipe("pretrain"), ("ProjectionHead.num_layers=2",), seeds=1)}
     for fraction in ONE_AND_TEN:
-        for depth in (1, 2, 3):
-            for layer in (0, 1) if depth > 1 else (0,):
-                origin = "its first layer" if layer else "the encoder"
-                runs[f"{FRACTIONS[fraction][0]}, head of {depth}, from {origin}"] = finetune(
-                    "head", f"pretrain, head of {depth}", fraction, f"Supervised.head_layer={layer}"
-                )
+        label = FRACTIONS[fraction][0]
+        for depth, source in ((2, ("head", shallow)), (3, ("labels", "pretrain"))):
+            for layer, origin in ((0, "the encoder"), (1, "its first layer")):
+                run = finetune(*source, fraction, f"Supervised.head_layer={layer}")
+                if (depth, layer) == (3, 1):
+                    run = Shared("labels", f"{label}, fine-tuned")
+                runs[f"{label}, head of {depth}, from {origin}"] = run
     return Study(
         "The projection head",
         "A deeper projection head, fine-tuned from its first layer, beats fine-tuning from the encoder.",
-        "Heads of one to three layers, pretrained once each.",
+        "Heads of two layers (SimCLR) and of three (SimCLRv2), pretrained once each.",
         runs,
-        tuple(hidden),
+        (shallow,),
     )
 
 
 def _distillation() -> Study:
     teacher = {"teacher": ("labels", "10 %, fine-tuned")}
-    small = ("ResNet.width=0.125",)
-    own = Run("pretrain", recipe("pretrain"), small, seeds=1)
+    # The recipe's student; of the teacher's size otherwise.
+    small, same = ("ResNet.width=0.0625",), ("ResNet.width=0.125",)
     runs = {
-        "pretrain the student": own,
+        "pretrain the student": Run("pretrain", recipe("pretrain"), small, seeds=1),
+        "teacher": Shared("labels", "10 %, fine-tuned"),
         "student alone, from scratch": supervised(0.1, *small),
         "student alone, fine-tuned": finetune("distillation", "pretrain the student", 0.1),
         "student, distilled": Run("distill", recipe("distill"), small, teacher),
-        "self-distilled": Run("distill", recipe("distill"), ("Distill.temperature=0.1",), teacher),
+        "self-distilled": Run("distill", recipe("distill"), same, teacher),
     }
     return Study(
         "Distillation",
         "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
-        "10 % of the labels; teacher: ResNet-18 at a quarter of its width, fine-tuned (first study); student at an "
-        "eighth.",
+        "10 % of the labels; teacher: ResNet-18 at an eighth of its width, fine-tuned (first study); student at a "
+        "sixteenth. Students see all training images three times, without labels.",
         runs,
         ("pretrain the student",),
     )
@@ -186,19 +202,17 @@ def _memory() -> Study:
 def _augmentation() -> Study:
     no_crop, no_color = "Augment.area_min=1.0", ("Augment.jitter_probability=0.0", "Augment.gray_probability=0.0")
     ways = {
-        "none": (no_crop, *no_color),
         "crop": no_color,
         "color": (no_crop,),
         "crop and color": (),
         "crop and cutout": (*no_color, "Augment.cutout_probability=1.0"),
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
-        "crop, color and cutout": ("Augment.cutout_probability=1.0",),
     }
-    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=3", *params), knn=True) for name, params in ways.items()}
+    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=True) for name, params in ways.items()}
     return Study(
         "Augmentation",
         "Crops and color distortion together teach far more than either alone.",
-        "ResNet-18 at a quarter of its width, three epochs; flips in all.",
+        "ResNet-18 at an eighth of its width, two epochs; flips in all.",
         runs,
     )
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _common, _results_page
-from benchmarks._studies import STUDIES, Run, Study
+from benchmarks._studies import STUDIES, Run, Shared, Study
 
 RAW = _common.ROOT / "results"
 # Where kept commands say that they trained.
@@ -45,6 +45,12 @@ class Task(NamedTuple):
         return root / self.study / self.name / f"seed{self.seed}"
 
 
+def resolve(study: str, name: str) -> tuple[str, str, Run]:
+    """Follows a run that studies share to the one that takes it."""
+    run = STUDIES[study].runs[name]
+    return resolve(*run) if isinstance(run, Shared) else (study, name, run)
+
+
 def call(arguments: list[str]) -> None:
     """Calls the command line and passes its output on.
 
@@ -60,8 +66,8 @@ def call(arguments: list[str]) -> None:
 def sources(task: Task) -> dict[str, Task]:
     """The runs that a task starts from, by flag; where fewer seeds were trained of them, tasks share them."""
     found = {}
-    for flag, (study, name) in task.run.sources.items():
-        run = STUDIES[study].runs[name]
+    for flag, source in task.run.sources.items():
+        study, name, run = resolve(*source)
         found[flag] = Task(study, name, run, task.seed % run.seeds)
     return found
 
@@ -114,18 +120,19 @@ def tasks(names: list[str]) -> list[Task]:
     """All runs of studies; all of one seed first, so that an unfinished table compares like with like."""
     found = []
     for study in names:
-        runs = STUDIES[study].runs
-        for seed in range(max(run.seeds for run in runs.values())):
-            found += [Task(study, name, run, seed) for name, run in runs.items() if seed < run.seeds]
+        runs = [resolve(study, name) for name in STUDIES[study].runs]
+        for seed in range(max(run.seeds for _, _, run in runs)):
+            found += [Task(*run, seed) for run in runs if seed < run[-1].seeds]
     return found
 
 
 def figures(name: str, study: Study) -> dict[str, list[dict]]:
     """Reads what is kept of a study: run -> what each seed said."""
-    return {
-        run: [json.loads(path.read_text()) for path in sorted((RAW / name / run).glob("seed*.json"))]
-        for run in study.runs
-    }
+    found = {}
+    for run in study.runs:
+        origin, original, _ = resolve(name, run)
+        found[run] = [json.loads(path.read_text()) for path in sorted((RAW / origin / original).glob("seed*.json"))]
+    return found
 
 
 def write() -> None:
