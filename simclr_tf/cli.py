@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from simclr_tf import preemption
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.models import embedded_networks
 from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 
 _MODE = flags.DEFINE_string("mode", None, "What to do: one of the modes above.")
@@ -71,6 +72,13 @@ _COMMON_FLAGS = (
     *("strategy", "virtual_devices", "dry_run"),
 )
 
+# What a mode looks at or writes to where no --workdir is given.
+_WITHOUT_WORKDIR = {
+    "demo": "runs/demo",
+    "embed": embedded_networks.DEFAULT,
+    "neighbors": embedded_networks.DEFAULT,
+}
+
 
 def _described(flag: str) -> str:
     """A flag's help, without what absl adds to it."""
@@ -125,8 +133,8 @@ def _check_usage(argv: list[str]) -> Operation:
         raise UsageError(f"--mode is missing; choose one of {', '.join(OPERATIONS)}")
     if mode not in OPERATIONS:
         raise UsageError(f"--mode={mode} is unknown{_suggest(mode, list(OPERATIONS))}")
-    if mode == "demo":
-        flags.FLAGS.set_default("workdir", "runs/demo")
+    if _WORKDIR.value is None and mode in _WITHOUT_WORKDIR:
+        flags.FLAGS.set_default("workdir", _WITHOUT_WORKDIR[mode])
     if not _WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
     if _STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
@@ -138,7 +146,27 @@ def _check_usage(argv: list[str]) -> Operation:
             raise UsageError(f"--mode={mode} takes no --{flag}; only {', '.join(takers)} can use it")
         if flag in OPERATIONS[mode].needs and not given:
             raise UsageError(f"--{flag} is missing, which --mode={mode} needs: {_described(flag)}")
+    _resolve_embedded(OPERATIONS[mode])
     return OPERATIONS[mode]
+
+
+def _resolve_embedded(operation: Operation) -> None:
+    """Puts folders in the place of networks that come with the package; nothing is ever written into them."""
+    if embedded_networks.is_embedded(_WORKDIR.value):
+        lookers = [name for name, other in OPERATIONS.items() if "output" in other.takes + other.needs]
+        if _MODE.value not in lookers:
+            raise UsageError(
+                f"--workdir={_WORKDIR.value} comes with the package, and --mode={_MODE.value} writes into its workdir; "
+                f"only {', '.join(lookers)} can look at it (others start from it by --init_from or --teacher)"
+            )
+        if not _OUTPUT.value:
+            raise UsageError(
+                f"--output is missing: --workdir={_WORKDIR.value} comes with the package and nothing is written there"
+            )
+    for flag in ("workdir", "init_from", "teacher"):
+        value = flags.FLAGS[flag].value
+        if value:
+            flags.FLAGS[flag].value = embedded_networks.resolve(value, f"--{flag}")
 
 
 def _check_writable(workdir: str) -> None:
@@ -272,7 +300,8 @@ def _run(argv: list[str]) -> None:
         shown=_shown_mode() if operation.shows_recipe else None,
     )
     strategy = cluster.make_strategy(_STRATEGY.value, tpu=_TPU.value, virtual_devices=_VIRTUAL_DEVICES.value)
-    if not _DRY_RUN.value and not operation.leaves_workdir and cluster.role(strategy).is_chief:
+    looks_only = operation.leaves_workdir or bool(_OUTPUT.value)
+    if not _DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
         _check_writable(_WORKDIR.value)
 
     place = Place(
@@ -291,6 +320,8 @@ def _run(argv: list[str]) -> None:
         stepped=lambda: config.save_operative(_WORKDIR.value),
         settings=config.settings,
     )
+    if flags.FLAGS["workdir"].using_default_value:
+        place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[_MODE.value]}, which comes with the package, is taken")
     configurables.configured(operation.configurable)(place)
 
 
