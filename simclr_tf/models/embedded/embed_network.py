@@ -1,0 +1,83 @@
+"""Makes an embedded network of a finished run: weights without the optimizer's, an export, and a card of figures.
+
+    python simclr_tf/models/embedded/embed_network.py --workdir=RUN --name=cifar10_student --card=CARD.json
+
+A card is a JSON object; what is not known is left out of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from simclr_tf import checkpoint, records  # noqa: E402
+from simclr_tf.models import embedded_networks  # noqa: E402
+from simclr_tf.stack import tf  # noqa: E402
+
+# So that what starts from the network without naming data finds some that are there.
+DATA = {"source": "embedded:cifar10_mini", "train_split": "train", "eval_split": "test"}
+
+
+def lighten(workdir: str, folder: Path) -> None:
+    """Writes what makes a workdir: the network's description and weights, and how the run ended."""
+    network, description, path = checkpoint.load_network(workdir)
+    description["data"].update(DATA)
+    description.pop("teacher", None)  # Its folders are of another machine.
+    kept = folder / "checkpoints"
+    kept.mkdir(parents=True)
+    step = os.path.basename(path)
+    tf.train.Checkpoint(**network.parts()).write(str(kept / step))
+    (kept / "checkpoint").write_text(f'model_checkpoint_path: "{step}"\nall_model_checkpoint_paths: "{step}"\n')
+    (folder / records.ARCHITECTURE).write_text(json.dumps(description, indent=2) + "\n")
+    for name in (records.RESULT, "config.gin"):
+        shutil.copy(os.path.join(workdir, name), folder / name)
+
+
+def export(folder: Path) -> None:
+    """Adds the network as a SavedModel with a classifier, whose endpoints have the features, too."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "--mode=export",
+            f"--workdir={folder}",
+            f"--output={temporary}",
+        ]
+        subprocess.run(command, check=True)
+        (made,) = [entry for entry in (Path(temporary) / "classifier").iterdir() if entry.name.isdigit()]
+        shutil.copytree(made, folder / "saved_model")
+    details = folder / "saved_model" / "assets" / "export.json"
+    told = json.loads(details.read_text())
+    told["checkpoint"] = os.path.basename(told["checkpoint"])
+    details.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="a finished run with a classifier")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--card", type=Path, required=True)
+    options = parser.parse_args()
+    folder = Path(embedded_networks.FOLDER) / options.name
+    if folder.exists():
+        parser.error(f"{folder} is there already; move it away first")
+    aside = folder.with_suffix(".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    lighten(options.workdir, aside)
+    export(aside)
+    (aside / "card.json").write_text(json.dumps(json.loads(options.card.read_text()), indent=1) + "\n")
+    aside.rename(folder)
+
+
+if __name__ == "__main__":
+    main()

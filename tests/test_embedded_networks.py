@@ -1,0 +1,109 @@
+"""Networks inside the package: small, whole, as good as their cards say, at hand without a run, never written to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import simclr
+
+from simclr_tf import checkpoint, vectors
+from simclr_tf.data.augment import unit_images
+from simclr_tf.data.sources import open_source
+from simclr_tf.models import embedded_networks
+from simclr_tf.stack import tf
+
+NAMES = embedded_networks.names()
+DEFAULT = embedded_networks.DEFAULT
+
+
+def folder(name: str) -> str:
+    return embedded_networks.resolve(f"embedded:{name}", "--workdir")
+
+
+def contents(path: str) -> dict[str, int]:
+    found = [os.path.join(at, name) for at, _, files in os.walk(path) for name in files]
+    return {file: os.path.getsize(file) for file in found}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The embedded test images in [0, 1] and their labels."""
+    images, labels = open_source("embedded:cifar10_mini", "test").resident()
+    return unit_images(tf.constant(images)), labels
+
+
+@pytest.fixture(scope="module")
+def logits(name, examples) -> np.ndarray:
+    network, _, _ = checkpoint.load_network(folder(name))
+    return tf.function(network.logits, autograph=False)(examples[0], training=False).numpy()
+
+
+def test_the_default_is_there():
+    assert DEFAULT in [f"embedded:{name}" for name in NAMES]
+
+
+def test_it_is_small(name):
+    sizes = contents(folder(name))
+    assert sum(sizes.values()) < 5e6
+    assert not [path for path in sizes if b"/tmp/" in Path(path).read_bytes()], "paths of the machine that made it"
+
+
+def test_it_is_as_good_as_its_card_says(name, logits, examples):
+    with open(os.path.join(folder(name), "card.json")) as file:
+        card = json.load(file)
+    # Of 1,000 images; another machine may round two or three to the other side.
+    assert 100 * np.mean(logits.argmax(axis=1) == examples[1]) == pytest.approx(card["top_1_embedded_test"], abs=0.3)
+
+
+def test_its_saved_model_says_the_same(name, logits, examples):
+    loaded = tf.saved_model.load(os.path.join(folder(name), "saved_model"))
+    said = loaded.signatures["serving_default"](images=examples[0][:50])["logits"]
+    np.testing.assert_allclose(said, logits[:50], rtol=1e-3, atol=1e-3)
+
+
+def test_images_are_embedded_and_compared_without_a_run(tmp_path):
+    output, sheet = str(tmp_path / "vectors.npz"), str(tmp_path / "like.png")
+    before = contents(embedded_networks.FOLDER)
+    embed = ("--mode=embed", "--source=embedded:cifar10_mini", f"--output={output}", "--gin_param=embed.split='test'")
+    done = simclr(*embed)
+    assert done.code == 0, done.err
+    assert f"no --workdir was given: {DEFAULT}" in done.out
+    found = vectors.read(output, "--source")
+    assert len(found.names) == 1000 and found.columns["probabilities"].shape == (1000, 10)
+    unit = found.columns["vector"] / np.linalg.norm(found.columns["vector"], axis=1, keepdims=True)
+    similarity = unit @ unit.T - 2 * np.eye(len(unit))
+    label = found.columns["label"]
+    # By chance one of ten.
+    assert np.mean(label[similarity.argmax(axis=1)] == label) > 0.35
+    done = simclr("--mode=neighbors", f"--source={output}", f"--query={found.names[0]}", f"--output={sheet}")
+    assert done.code == 0, done.err
+    assert os.path.getsize(sheet) > 0
+    assert contents(embedded_networks.FOLDER) == before
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--mode=report", "--workdir=embedded:cifar10", "--output={tmp}/a.html"], 1, "--workdir=embedded:cifar10 is"),
+        (["--mode=finetune", "--workdir={tmp}/w", "--init_from=embedded:"], 1, "--init_from=embedded: is unknown"),
+        (["--mode=distill", "--workdir={tmp}/w", "--teacher=embedded:x"], 1, f"there is {DEFAULT}"),
+        (["--mode=pretrain", f"--workdir={DEFAULT}"], 2, "writes into its workdir; only export, embed"),
+        (["--mode=knn", f"--workdir={DEFAULT}"], 2, "writes into its workdir"),
+        (["--mode=export", f"--workdir={DEFAULT}"], 2, "--output is missing"),
+        (["--mode=report", f"--workdir={{tmp}},{DEFAULT}"], 2, "--output is missing"),
+    ],
+)
+def test_what_cannot_be_meant(arguments, code, message, tmp_path):
+    before = contents(embedded_networks.FOLDER)
+    done = simclr(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert (done.code, message in done.err) == (code, True), done.err
+    assert not list(tmp_path.iterdir()) and contents(embedded_networks.FOLDER) == before
