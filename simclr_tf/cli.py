@@ -23,7 +23,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it."
 )
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run whose network to start from.")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Workdir of an earlier run whose network to start from, or embedded:NAME for one that comes with the package.",
+)
 _TEACHER = flags.DEFINE_string(
     "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
 )

@@ -37,8 +37,8 @@ def name(request) -> str:
 @pytest.fixture(scope="module")
 def examples():
     """The embedded test images in [0, 1] and their labels."""
-    images, labels = open_source("embedded:cifar10_mini", "test").resident()
-    return unit_images(tf.constant(images)), labels
+    source = open_source("embedded:cifar10_mini", "test")
+    return unit_images(tf.constant(source.resident().images)), source.labels
 
 
 @pytest.fixture(scope="module")
