@@ -17,7 +17,7 @@ class Run(NamedTuple):
       recipe: gin file.
       params: gin bindings on top.
       sources: flag that names another run -> (study, run).
-      knn: whether a k-NN classifier measures it, too.
+      knn: bindings of a k-NN classifier that measures it, too; None for none.
       subset: whether its seed also chooses the labels.
       seeds: how many.
     """
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     recipe: str
     params: tuple[str, ...] = ()
     sources: dict[str, tuple[str, str]] = {}
-    knn: bool = False
+    knn: tuple[str, ...] | None = None
     subset: bool = False
     seeds: int = 3
 
@@ -63,6 +63,8 @@ def recipe(mode: str, name: str = "cifar10_small") -> str:
     return f"recipes/{mode}/{name}"
 
 
+# A quick look: k-NN of a part of the training images.
+KNN = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
 # Fraction of labels -> what it is called, and how many epochs a network sees them.
 FRACTIONS = {0.01: ("1 %", 60), 0.1: ("10 %", 20), 1.0: ("100 %", 3)}
 ONE_AND_TEN = (0.01, 0.1)
@@ -85,7 +87,7 @@ def supervised(fraction: float, *params: str, seeds: int = 3) -> Run:
 
 
 def _few_labels() -> Study:
-    runs = {"pretrain": Run("pretrain", recipe("pretrain"), knn=True, seeds=1)}
+    runs = {"pretrain": Run("pretrain", recipe("pretrain"), knn=KNN, seeds=1)}
     for fraction, (name, _) in FRACTIONS.items():
         seeds = 1 if fraction == 1.0 else 3
         runs[f"{name}, from scratch"] = supervised(fraction, seeds=seeds)
@@ -113,7 +115,7 @@ def _size() -> Study:
         if network != smallest:
             name = f"pretrain {network}"
             hidden.append(name)
-            runs[name] = Run("pretrain", recipe("pretrain"), params, knn=True, seeds=1)
+            runs[name] = Run("pretrain", recipe("pretrain"), params, knn=KNN, seeds=1)
     for fraction in ONE_AND_TEN:
         label = FRACTIONS[fraction][0]
         for network, params in networks.items():
@@ -155,25 +157,44 @@ def _head() -> Study:
     )
 
 
-def _distillation() -> Study:
-    teacher = {"teacher": ("labels", "10 %, fine-tuned")}
-    # The recipe's student; of the teacher's size otherwise.
-    small, same = ("ResNet.width=0.0625",), ("ResNet.width=0.125",)
+def _laptop() -> Study:
+    source = {"init_from": ("laptop", "pretrained")}
     runs = {
-        "pretrain the student": Run("pretrain", recipe("pretrain"), small, seeds=1),
-        "teacher": Shared("labels", "10 %, fine-tuned"),
-        "student alone, from scratch": supervised(0.1, *small),
-        "student alone, fine-tuned": finetune("distillation", "pretrain the student", 0.1),
-        "student, distilled": Run("distill", recipe("distill"), small, teacher),
-        "self-distilled": Run("distill", recipe("distill"), same, teacher),
+        # Seen at their own size, which the network has not seen in training.
+        "pretrained": Run("pretrain", recipe("pretrain", "cifar10_laptop"), knn=("Data.image_size=32",), seeds=1),
+        "linear classifier": Run("linear_eval", recipe("linear_eval"), (), source, seeds=1),
+        "1 %, fine-tuned": finetune("laptop", "pretrained", 0.01, seeds=1),
+        "10 %, fine-tuned": finetune("laptop", "pretrained", 0.1, seeds=1),
+        "student of the latter": Run(
+            "distill", recipe("distill", "cifar10_laptop"), (), {"teacher": ("laptop", "10 %, fine-tuned")}, seeds=1
+        ),
+    }
+    return Study(
+        "The encoder of a laptop",
+        "Many images and few labels are enough.",
+        "ResNet-18 at a quarter of its width, pretrained at 24 pixels; its student, of an eighth of the width, comes "
+        "with the package (`embedded:cifar10_student`). k-NN: 200 neighbours among all 50,000 training images.",
+        runs,
+    )
+
+
+def _distillation() -> Study:
+    runs = {
+        "teacher of twice the width": Shared("laptop", "10 %, fine-tuned"),
+        "student alone, from scratch": Shared("labels", "10 %, from scratch"),
+        "student alone, fine-tuned": Shared("labels", "10 %, fine-tuned"),
+        "student, distilled": Shared("laptop", "student of the latter"),
+        "self-distilled": Run(
+            "distill", recipe("distill", "cifar10_laptop"), (), {"teacher": ("labels", "10 %, fine-tuned")}
+        ),
     }
     return Study(
         "Distillation",
         "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
-        "10 % of the labels; teacher: ResNet-18 at an eighth of its width, fine-tuned (first study); student at a "
-        "sixteenth. Students see all training images three times, without labels.",
+        "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught by "
+        "the laptop's network on all training images, three times, without labels; self-distilled: taught by itself "
+        "fine-tuned.",
         runs,
-        ("pretrain the student",),
     )
 
 
@@ -183,7 +204,7 @@ def _memory() -> Study:
         for memory in (False, True):
             params = (f"BATCH_SIZE={batch}", *(() if memory else ("Pretrain.make_memory=None",)))
             name = f"batch {batch}, {'with' if memory else 'without'} memory"
-            runs[name] = Run("pretrain", recipe("pretrain", "cifar10_small_memory"), params, knn=True)
+            runs[name] = Run("pretrain", recipe("pretrain", "cifar10_small_memory"), params, knn=KNN)
     return Study(
         "The memory",
         "The memory (momentum encoder and queue) is worth about a point where batches are small.",
@@ -208,7 +229,7 @@ def _augmentation() -> Study:
         "crop and cutout": (*no_color, "Augment.cutout_probability=1.0"),
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
     }
-    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=True) for name, params in ways.items()}
+    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN) for name, params in ways.items()}
     return Study(
         "Augmentation",
         "Crops and color distortion together teach far more than either alone.",
@@ -218,6 +239,7 @@ def _augmentation() -> Study:
 
 
 STUDIES = {
+    "laptop": _laptop(),
     "labels": _few_labels(),
     "size": _size(),
     "head": _head(),

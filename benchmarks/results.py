@@ -103,9 +103,8 @@ def take(task: Task, root: Path, data_dir: str) -> None:
         "command": ["simclr", *command(task, _TOLD, "DATA_DIR")],
         "result": json.loads((workdir / "result.json").read_text()),
     }
-    if task.run.knn:
-        settings = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
-        params = [f"--gin_param={setting}" for setting in settings]
+    if task.run.knn is not None:
+        params = [f"--gin_param={setting}" for setting in task.run.knn]
         call(["--mode=knn", f"--workdir={workdir}", f"--data_dir={data_dir}", *params])
         kept["knn"] = json.loads((workdir / "knn.json").read_text())
         kept["knn"]["checkpoint"] = kept["knn"]["checkpoint"].replace(str(root), str(_TOLD), 1)

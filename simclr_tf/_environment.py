@@ -9,9 +9,6 @@ if importlib.util.find_spec("tf_keras") is not None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 else:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)
-# TensorFlow has oneDNN on by itself only where a CPU has instructions made for networks (AVX512-VNNI and later). Its
-# convolutions are the faster ones on plain AVX2 too, by half and more.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # TensorFlow's C++ start-up notes say nothing a user can act on. Errors still show; Python warnings are untouched.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
