@@ -191,8 +191,8 @@ def _distillation() -> Study:
     return Study(
         "Distillation",
         "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
-        "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught by "
-        "the laptop's network on all training images, three times, without labels; self-distilled: taught by itself "
+        "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught "
+        "by the laptop's network on all training images, three times, without labels; self-distilled: taught by itself "
         "fine-tuned.",
         runs,
     )
