@@ -99,8 +99,8 @@ def _few_labels() -> Study:
         "steps for both. Learning rates and decay are those of the demo's recipes.",
         runs,
         ("pretrain",),
-        "It shows: fine-tuning gains 13.9 points with 1 % of the labels, 8.0 with 10 % and 4.5 with all of them (one seed, "
-        "three epochs).",
+        "It shows: fine-tuning gains 13.9 points with 1 % of the labels, 8.0 with 10 % and 4.5 with all of them (one "
+        "seed, three epochs).",
     )
 
 
@@ -197,9 +197,9 @@ def _distillation() -> Study:
         "by the laptop's network on all training images, three times, without labels; self-distilled: taught by itself "
         "fine-tuned.",
         runs,
-        found="A teacher of twice the width makes the student 6.1 points better than its own fine-tuning does, with the "
-        "same labels. Self-distillation does not show: 54.2 % of a teacher that has 55.6 % itself (seed 0), after three "
-        "epochs from random weights.",
+        found="A teacher of twice the width makes the student 6.1 points better than its own fine-tuning does, with "
+        "the same labels. Self-distillation does not show: 54.2 % of a teacher that has 55.6 % itself (seed 0), after "
+        "three epochs from random weights.",
     )
 
 
