@@ -26,7 +26,7 @@ _DATA_DIR = flags.DEFINE_string(
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
-    "Workdir of an earlier run whose network to start from, or embedded:NAME for one that comes with the package.",
+    "Workdir (or embedded:NAME) whose network to start from.",
 )
 _TEACHER = flags.DEFINE_string(
     "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
