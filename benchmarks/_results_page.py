@@ -100,8 +100,7 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     lines = [
         f"## {study.title}",
         "",
-        f"*The paper:* {study.claim}",
-        "",
+        *((f"*The paper:* {study.claim}", "") if study.claim else ()),
         f"{study.note} `python benchmarks/results.py --data_dir=... --studies={name}`",
         "",
     ]
@@ -111,8 +110,10 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     first = {run: next(iter(measures(rows).items())) for run, rows in shown.items() if rows}
     picture = IMAGES / f"results_{name}.svg"
     IMAGES.mkdir(exist_ok=True)
-    picture.write_text(plot(next(iter(first.values()))[0], {run: found for run, (_, found) in first.items()}))
-    lines += [f"![{html.escape(study.claim)}](images/{picture.name})", "", table(study, kept), ""]
+    measured = {measure for measure, _ in first.values()}
+    title = measured.pop() if len(measured) == 1 else "top-1, %"
+    picture.write_text(plot(title, {run: found for run, (_, found) in first.items()}))
+    lines += [f"![{html.escape(study.claim or study.title)}](images/{picture.name})", "", table(study, kept), ""]
     if study.found:
         lines += [study.found, ""]
     own = {name: run for name, run in study.runs.items() if name in shown and isinstance(run, Run)}

@@ -1,7 +1,8 @@
 """What `benchmarks/results.py` trains: one study for each claim of the paper, as data.
 
 All on CIFAR-10 with narrow networks and few steps, so that a difference says something about this scale only.
-Hyper-parameters were chosen for pretraining, fine-tuning and training from scratch alike on a part of `train`.
+Hyper-parameters are those of the demo's recipes, chosen on a part of `train` for pretraining, fine-tuning and training
+from scratch alike; the memory's were chosen in the same way.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Study(NamedTuple):
 
     Attributes:
       title: what it is about.
-      claim: what the paper says.
+      claim: what the paper says; empty where it says nothing of the kind.
       note: what was run.
       runs: name -> run, in the order in which they are shown.
       hidden: runs that only others start from.
@@ -144,12 +145,11 @@ def _head() -> Study:
     runs = {shallow: Run("pretrain", recipe("pretrain"), ("ProjectionHead.num_layers=2",), seeds=1)}
     for fraction in ONE_AND_TEN:
         label = FRACTIONS[fraction][0]
-        for depth, source in ((2, ("head", shallow)), (3, ("labels", "pretrain"))):
-            for layer, origin in ((0, "the encoder"), (1, "its first layer")):
-                run = finetune(*source, fraction, f"Supervised.head_layer={layer}")
-                if (depth, layer) == (3, 1):
-                    run = Shared("labels", f"{label}, fine-tuned")
-                runs[f"{label}, head of {depth}, from {origin}"] = run
+        encoder, first = "from the encoder", "from its first layer"
+        runs[f"{label}, head of 2, {encoder}"] = finetune("head", shallow, fraction, "Supervised.head_layer=0")
+        runs[f"{label}, head of 2, {first}"] = finetune("head", shallow, fraction, "Supervised.head_layer=1")
+        runs[f"{label}, head of 3, {encoder}"] = finetune("labels", "pretrain", fraction, "Supervised.head_layer=0")
+        runs[f"{label}, head of 3, {first}"] = Shared("labels", f"{label}, fine-tuned")
     return Study(
         "The projection head",
         "A deeper projection head, fine-tuned from its first layer, beats fine-tuning from the encoder.",
@@ -173,7 +173,7 @@ def _laptop() -> Study:
     }
     return Study(
         "The encoder of a laptop",
-        "Many images and few labels are enough.",
+        "",
         "ResNet-18 at a quarter of its width, pretrained at 24 pixels; its student, of an eighth of the width, comes "
         "with the package (`embedded:cifar10_student`). k-NN: 200 neighbours among all 50,000 training images.",
         runs,

@@ -230,7 +230,8 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
         if not unlike:
             taken[name] = parts[name]
         elif name in required:
-            raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}")
+            instead = "; Supervised.head_layer=0 starts from the encoder" if name == "head" else ""
+            raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}{instead}")
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(path)
         read_matched(taken, path)

@@ -209,6 +209,8 @@ def _inherited(operation: Operation) -> list[str]:
             head = description["network"]["head"]
             if head:
                 sections["ProjectionHead"] = {name: head[name] for name in ("num_layers", "output_dim")}
+            else:
+                sections["Supervised"] = {"head_layer": 0}
     elif _TEACHER.value and tf.io.gfile.exists(os.path.join(_TEACHER.value, records.ARCHITECTURE)):
         sections["Data"] = checkpoint.read_architecture(_TEACHER.value, "--teacher")["data"]
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]

@@ -39,8 +39,8 @@ def run(workdir: str, *, others: list[str]) -> None:
     simclr("pretrain", "pretrain")
     simclr("linear_eval", "linear", init_from="pretrain")
     simclr("linear_eval", "untrained")
-    simclr("linear_eval", "longer", init_from=embedded_networks.DEFAULT)
-    for name in ("pretrain", "untrained", "longer"):
+    simclr("linear_eval", "embedded", init_from=embedded_networks.DEFAULT)
+    for name in ("pretrain", "untrained", "embedded"):
         simclr("knn", name)
     simclr("supervised", "supervised")
     simclr("finetune", "finetune", init_from="pretrain")
@@ -74,7 +74,7 @@ def _encoders(workdir: str) -> str:
     for name, encoder, linear in (
         ("untrained", "untrained", "untrained"),
         ("pretrained without labels", "pretrain", "linear"),
-        ("embedded:cifar10_student", "longer", "longer"),
+        ("embedded:cifar10_student", "embedded", "embedded"),
     ):
         knn = records.read_json(os.path.join(workdir, encoder, "knn.json"))["top_1"]
         top_1 = records.read_json(os.path.join(workdir, linear, records.RESULT))["evaluation"]["top_1"]

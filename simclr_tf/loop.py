@@ -194,7 +194,10 @@ class Loop:
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 waited += tf.timestamp() - asked
-            record = self._strategy.run(self._replica_step_fn, args=(batch, self.step.read_value(), stop))
+            # Or a single thread would look at the clock when it has taken the step.
+            with tf.control_dependencies([waited]):
+                step = self.step.read_value()
+            record = self._strategy.run(self._replica_step_fn, args=(batch, step, stop))
             record = self._strategy.experimental_local_results(record)[0]
             self.step.assign_add(1)
             go_on = tf.logical_and(tf.math.is_finite(record[0]), tf.equal(record[-1], 0))

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from simclr_tf import checkpoint, contact_sheet, embed, knn, vectors
+from simclr_tf import checkpoint, contact_sheet, embed, knn, records, vectors
 from simclr_tf.data.base import Source
 from simclr_tf.data.decode import decode
 from simclr_tf.data.sources import open_source
@@ -120,8 +120,7 @@ def _draw(
         sheet.append(cells)
     columns = ["query", *(str(i + 1) for i in range(max(len(cells) for cells in sheet) - 1))]
     picture = contact_sheet.draw(sheet, columns=columns, title="Nearest by cosine similarity", cell_pixels=cell_pixels)
-    with tf.io.gfile.GFile(output, "wb") as file:
-        file.write(contact_sheet.png(picture))
+    records.write_bytes(output, contact_sheet.png(picture))
     print(f"  contact sheet in {output}")
 
 

@@ -73,9 +73,10 @@ def write(path: str, layout: Layout, parts: Callable[[], Iterable[dict[str, np.n
       parts: called once or more; the columns in pieces, in order.
     """
     kind = os.path.splitext(path)[1]
-    with tempfile.TemporaryDirectory(
-        dir=None if "://" in path else os.path.dirname(os.path.abspath(path))
-    ) as temporary:
+    with (
+        records.writing(path),
+        tempfile.TemporaryDirectory(dir=None if "://" in path else os.path.dirname(os.path.abspath(path))) as temporary,
+    ):
         local = os.path.join(temporary, f"vectors{kind}")
         _WRITERS[kind](local, layout, parts)
         if kind == ".tfrecord":
@@ -254,7 +255,8 @@ class Parts:
                     "or give another --output"
                 )
         else:
-            tf.io.gfile.makedirs(self._folder)
+            with records.writing(self._folder):
+                tf.io.gfile.makedirs(self._folder)
             records.write_json(file, details)
 
     def _list(self) -> list[tuple[int, int, str]]:
@@ -278,11 +280,7 @@ class Parts:
         """Writes the piece of the source's rows [start, stop); unreadable ones are left out of `columns`."""
         buffer = io.BytesIO()
         np.savez(buffer, **columns)
-        path = os.path.join(self._folder, f"{start:012d}-{stop:012d}.npz")
-        aside = f"{path}.{os.getpid()}.tmp"
-        with tf.io.gfile.GFile(aside, "wb") as file:
-            file.write(buffer.getvalue())
-        tf.io.gfile.rename(aside, path, overwrite=True)
+        records.write_bytes(os.path.join(self._folder, f"{start:012d}-{stop:012d}.npz"), buffer.getvalue())
 
     def read(self) -> Iterable[dict[str, np.ndarray]]:
         """Yields the pieces in order."""

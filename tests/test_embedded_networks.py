@@ -90,6 +90,15 @@ def test_images_are_embedded_and_compared_without_a_run(tmp_path):
     assert contents(embedded_networks.FOLDER) == before
 
 
+def test_fine_tuning_starts_at_the_encoder_of_a_network_without_a_head(tmp_path):
+    shortly = ("EPOCHS=None", "train.steps=1", "Data.eval_split='test[:20]'", "train.board_images=0")
+    command = ("--mode=finetune", f"--init_from={DEFAULT}", *(f"--gin_param={setting}" for setting in shortly))
+    done = simclr(*command, f"--workdir={tmp_path}/w")
+    assert done.code == 0, done.err
+    done = simclr(*command, f"--workdir={tmp_path}/v", "--gin_param=Supervised.head_layer=1")
+    assert (done.code, "Supervised.head_layer=0 starts from the encoder" in done.err) == (1, True), done.err
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
@@ -100,6 +109,16 @@ def test_images_are_embedded_and_compared_without_a_run(tmp_path):
         (["--mode=knn", f"--workdir={DEFAULT}"], 2, "writes into its workdir"),
         (["--mode=export", f"--workdir={DEFAULT}"], 2, "--output is missing"),
         (["--mode=report", f"--workdir={{tmp}},{DEFAULT}"], 2, "--output is missing"),
+        (
+            ["--mode=export", f"--workdir={DEFAULT}", "--output=/proc/none"],
+            1,
+            "/proc/none/feature_vector cannot be written",
+        ),
+        (
+            ["--mode=embed", "--source=embedded:cifar10_mini", "--output=/proc/v.npz"],
+            1,
+            "v.npz.parts cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_meant(arguments, code, message, tmp_path):

@@ -30,6 +30,19 @@ def test_every_run_is_a_command(task, tmp_path):
     assert all(source.seed < source.run.seeds for source in results.sources(task).values())
 
 
+def test_a_shared_run_is_taken_once():
+    shared = [
+        run for study in results.STUDIES.values() for run in study.runs.values() if isinstance(run, results.Shared)
+    ]
+    assert shared
+    for study, name in shared:
+        origin, original, run = results.resolve(study, name)
+        assert results.STUDIES[origin].runs[original] is run and run.mode
+    for study in ("head", "distillation"):
+        raw = [task.raw for task in results.tasks([study])]
+        assert len(raw) == len(set(raw))
+
+
 def test_hidden_runs_are_runs():
     for study in results.STUDIES.values():
         assert set(study.hidden) < set(study.runs)

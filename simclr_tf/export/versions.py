@@ -19,7 +19,8 @@ _ASIDE = ".exporting."
 def aside(parent: str) -> str:
     """Makes a folder that no reader takes for a version, and returns it."""
     folder = os.path.join(parent, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
-    tf.io.gfile.makedirs(folder)
+    with records.writing(parent):
+        tf.io.gfile.makedirs(folder)
     return folder
 
 

@@ -1,8 +1,6 @@
 """Makes an embedded network of a finished run: weights without the optimizer's, an export, and a card of figures.
 
-    python simclr_tf/models/embedded/embed_network.py --workdir=RUN --name=cifar10_student --card=CARD.json
-
-A card is a JSON object; what is not known is left out of it.
+python simclr_tf/models/embedded/embed_network.py --workdir=RUN --name=cifar10_student --from=TEXT
 """
 
 from __future__ import annotations
@@ -16,19 +14,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from simclr_tf import checkpoint, records  # noqa: E402
+from simclr_tf.data.augment import unit_images  # noqa: E402
+from simclr_tf.data.sources import open_source  # noqa: E402
 from simclr_tf.models import embedded_networks  # noqa: E402
 from simclr_tf.stack import tf  # noqa: E402
 
 # So that what starts from the network without naming data finds some that are there.
-DATA = {"source": "embedded:cifar10_mini", "train_split": "train", "eval_split": "test"}
+DATA = {"source": "embedded:cifar10_mini", "train_split": "train", "eval_split": "test", "label_fraction": None}
 
 
-def lighten(workdir: str, folder: Path) -> None:
-    """Writes what makes a workdir: the network's description and weights, and how the run ended."""
+def lighten(workdir: str, folder: Path, origin: str) -> None:
+    """Writes what makes a workdir: the network's description and weights, and how the run ended; and the card."""
     network, description, path = checkpoint.load_network(workdir)
     description["data"].update(DATA)
     description.pop("teacher", None)  # Its folders are of another machine.
@@ -40,6 +42,16 @@ def lighten(workdir: str, folder: Path) -> None:
     (folder / records.ARCHITECTURE).write_text(json.dumps(description, indent=2) + "\n")
     for name in (records.RESULT, "config.gin"):
         shutil.copy(os.path.join(workdir, name), folder / name)
+    result = records.read_json(os.path.join(workdir, records.RESULT))
+    test = open_source(DATA["source"], DATA["eval_split"])
+    logits = network.logits(unit_images(tf.constant(test.resident().images)), training=False).numpy()
+    card = {
+        "from": origin,
+        "encoder_parameters": result["encoder_parameters"],
+        "top_1": round(100 * result["evaluation"]["top_1"], 2),
+        "top_1_embedded_test": round(100 * float(np.mean(logits.argmax(axis=1) == test.labels)), 1),
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def export(folder: Path) -> None:
@@ -66,16 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="a finished run with a classifier")
     parser.add_argument("--name", required=True)
-    parser.add_argument("--card", type=Path, required=True)
+    parser.add_argument("--from", required=True, dest="origin", help="what it learnt from, and by which recipes")
     options = parser.parse_args()
     folder = Path(embedded_networks.FOLDER) / options.name
     if folder.exists():
         parser.error(f"{folder} is there already; move it away first")
     aside = folder.with_suffix(".tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    lighten(options.workdir, aside)
+    lighten(options.workdir, aside, options.origin)
     export(aside)
-    (aside / "card.json").write_text(json.dumps(json.loads(options.card.read_text()), indent=1) + "\n")
     aside.rename(folder)
 
 
