@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -33,7 +34,8 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f"load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     python = f"Python {platform.python_version()}"
-    return f"{cores} cores of {model}{flags}, {platform.system()}, {python}, TensorFlow {version('tensorflow')}, {load}"
+    processor = "1 core" if cores == 1 else f"{cores} cores"
+    return f"{processor} of {model}{flags}, {platform.system()}, {python}, TensorFlow {version('tensorflow')}, {load}"
 
 
 def version(package: str) -> str:
@@ -99,11 +101,15 @@ def ratios(slower: Sequence[float], quicker: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(slower, quicker)]
 
 
+# With a unit, and with an interval after it.
+_NUMBER = re.compile(r"\d[\d.,]*( ?[%A-Za-z]+)?( [±(].*)?")
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Formats a Markdown table; numbers stand right."""
     lines = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *lines)]
-    numeric = [all(line[i][:1].isdigit() or line[i] in ("", "-") for line in lines) for i in range(len(header))]
+    numeric = [all(_NUMBER.fullmatch(line[i]) or line[i] in ("", "-") for line in lines) for i in range(len(header))]
 
     def join(cells: Sequence[str]) -> str:
         padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric)]

@@ -95,6 +95,11 @@ def plot(title: str, rows: dict[str, Estimate]) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
+def own_runs(study: Study) -> dict[str, Run]:
+    """What a study shows of its own; without any of it there is nothing to compare."""
+    return {name: run for name, run in study.runs.items() if name not in study.hidden and isinstance(run, Run)}
+
+
 def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     """Returns a study's section; draws its plot."""
     lines = [
@@ -105,7 +110,8 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
         "",
     ]
     shown = {run: rows for run, rows in kept.items() if run not in study.hidden}
-    if not any(shown.values()):
+    own = own_runs(study)
+    if not any(shown[name] for name in own):
         return "\n".join([*lines, "Not measured yet."])
     first = {run: next(iter(measures(rows).items())) for run, rows in shown.items() if rows}
     picture = IMAGES / f"results_{name}.svg"
@@ -116,7 +122,6 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     lines += [f"![{html.escape(study.claim or study.title)}](images/{picture.name})", "", table(study, kept), ""]
     if study.found:
         lines += [study.found, ""]
-    own = {name: run for name, run in study.runs.items() if name in shown and isinstance(run, Run)}
     missing = sum(max(0, run.seeds - len(shown[name])) for name, run in own.items())
     if missing:
         lines += [f"{missing} of {sum(run.seeds for run in own.values())} runs are still to be taken.", ""]
