@@ -31,6 +31,9 @@ def run(workdir: str, *, others: list[str]) -> None:
       others: flags that every command gets.
     """
     started = time.monotonic()
+    # TensorFlow leaves these kernels off where a processor has AVX2 alone; for the demo's networks they are safe there,
+    # and nearly twice as fast.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
     def simclr(mode: str, name: str, **sources: str) -> None:
         flags = [f"--{flag}={_folder(workdir, source)}" for flag, source in sources.items()]

@@ -80,9 +80,11 @@ def test_values_are_those_of_the_definition(shape):
 def test_exchanged_gradients_are_the_plain_ones(always, shape, dtype, tolerance):
     x, kernel, upstream = operands(shape, dtype)
     exact = gradients(*(tf.cast(value, tf.float64) for value in (x, kernel, upstream)), shape[4], False)
-    for expected, actual in zip(exact, gradients(x, kernel, upstream, shape[4], True)):
+    plain = gradients(x, kernel, upstream, shape[4], False)
+    for expected, usual, actual in zip(exact, plain, gradients(x, kernel, upstream, shape[4], True)):
         assert actual.dtype == dtype and actual.shape == expected.shape
-        assert distance(actual, expected) < tolerance
+        # Where TensorFlow goes without oneDNN it sums bfloat16 less exactly, the plain way as well.
+        assert distance(actual, expected) < max(tolerance, 1.5 * distance(usual, expected))
 
 
 def test_many_examples_are_summed_part_by_part(always, monkeypatch):
