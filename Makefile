@@ -11,7 +11,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   pretrain, fine-tune and distill on the embedded images, and compare (about ten minutes on two cores)"
+	@echo "make demo   pretrain, fine-tune and distill on the embedded images, and compare (10 to 25 minutes on two cores)"
 	@echo "make test   lint, then all tests"
 	@echo "make lint   style and import checks alone"
 	@echo "make plan-env   install the TPU compiler into .venv-plan for --mode=plan (1.2 GB, Python 3.11 or newer)"

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from logging import LogRecord, getLogger
 
 from absl import flags, logging
 
@@ -345,6 +346,11 @@ def _guarded(run: Callable[[], None]) -> int:
         return 130
 
 
+def _concerns_users(record: LogRecord) -> bool:
+    """Leaves out TensorFlow's advice for whoever wrote a function: several networks are several graphs."""
+    return "triggered tf.function retracing" not in record.getMessage()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line, the process's own unless `argv` is given (the program's name first), and exits."""
     argv = sys.argv if argv is None else argv
@@ -354,6 +360,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, preemption.leave)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    getLogger("tensorflow").addFilter(_concerns_users)
     asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
     if asked & {"help", "h", "helpshort", "helpfull"}:
         print(_help(full="helpfull" in asked))

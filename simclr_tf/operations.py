@@ -96,7 +96,7 @@ OPERATIONS = {
         "one page about the run in --workdir, or several with commas", Kind.COMPARE, "report", ("output",)
     ),
     "all": Operation("pretrain, fine-tune and distill, one after the other", Kind.SEQUENCE),
-    "demo": Operation("the whole story on the embedded images, in ten minutes", Kind.SEQUENCE),
+    "demo": Operation("the whole story on the embedded images, in 10 to 25 minutes", Kind.SEQUENCE),
 }
 
 TRAINING_MODES = tuple(mode for mode, operation in OPERATIONS.items() if operation.kind is Kind.TRAIN)
