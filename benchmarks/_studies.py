@@ -106,34 +106,30 @@ def _few_labels() -> Study:
 
 
 def _size() -> Study:
+    # Selective kernels take the place of a 3x3 convolution that only networks of 50 layers and more have.
     networks = {
-        "R18 1/8": ("ResNet.width=0.125",),
-        "R18 1/8 SK": ("ResNet.sk_ratio=0.0625",),
-        "R34 1/8": ("ResNet.depth=34",),
+        "R18 1/8": (),
         "R18 1/4": ("ResNet.width=0.25",),
+        "R50 1/8": ("ResNet.depth=50",),
+        "R50 1/8 SK": ("ResNet.depth=50", "ResNet.sk_ratio=0.0625"),
     }
-    smallest = next(iter(networks))
+    small = "Data.image_size=24"
+    epochs = {0.01: "EPOCHS=60", 0.1: "EPOCHS=10"}
     runs, hidden = {}, []
     for network, params in networks.items():
-        if network != smallest:
-            name = f"pretrain {network}"
-            hidden.append(name)
-            runs[name] = Run("pretrain", recipe("pretrain"), params, knn=KNN, seeds=1)
+        name = f"pretrain {network}"
+        hidden.append(name)
+        runs[name] = Run("pretrain", recipe("pretrain"), (small, "EPOCHS=2", *params), knn=KNN, seeds=1)
     for fraction in ONE_AND_TEN:
-        label = FRACTIONS[fraction][0]
+        label, steps = FRACTIONS[fraction][0], (small, epochs[fraction])
         for network, params in networks.items():
-            for way in ("from scratch", "fine-tuned"):
-                if network == smallest:
-                    run = Shared("labels", f"{label}, {way}")
-                elif way == "from scratch":
-                    run = supervised(fraction, *params)
-                else:
-                    run = finetune("size", f"pretrain {network}", fraction)
-                runs[f"{label}, {network}, {way}"] = run
+            runs[f"{label}, {network}, from scratch"] = supervised(fraction, *steps, *params)
+            runs[f"{label}, {network}, fine-tuned"] = finetune("size", f"pretrain {network}", fraction, *steps)
     return Study(
         "Bigger networks",
         "Bigger networks gain more, and the more so the fewer labels there are.",
-        "Two widths and two depths, selective kernels on and off; same steps for all.",
+        "Two widths and two depths, selective kernels on and off, all at 24 pixels; pretrained once each for two "
+        "epochs, then 60 epochs of 1 % of the labels or ten of 10 %; same steps for all.",
         runs,
         tuple(hidden),
     )
@@ -156,6 +152,8 @@ def _head() -> Study:
         "Heads of two layers (SimCLR) and of three (SimCLRv2), pretrained once each.",
         runs,
         (shallow,),
+        "It did not show at this scale: all ways lie within 0.6 points, less than the seeds differ. The paper sees the "
+        "gain where networks are wide and pretraining is long.",
     )
 
 
@@ -198,8 +196,8 @@ def _distillation() -> Study:
         "fine-tuned.",
         runs,
         found="A teacher of twice the width makes the student 6.1 points better than its own fine-tuning does, with "
-        "the same labels. Self-distillation does not show: 54.2 % of a teacher that has 55.6 % itself (seed 0), after "
-        "three epochs from random weights.",
+        "the same labels (one seed). Self-distillation does not show: 53.9 % of teachers that have 55.0 % themselves, "
+        "after three epochs from random weights.",
     )
 
 
@@ -240,6 +238,9 @@ def _augmentation() -> Study:
         "Crops and color distortion together teach far more than either alone.",
         "ResNet-18 at an eighth of its width, two epochs; flips in all.",
         runs,
+        found="It shows, by differences that are large beside what seeds make elsewhere on this page: both together are "
+        "7.7 points of k-NN better than crops alone and 18.5 better than colors alone. Cutout or rotation in the place "
+        "of colors brings nothing.",
     )
 
 
