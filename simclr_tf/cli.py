@@ -342,7 +342,7 @@ def _guarded(run: Callable[[], None]) -> int:
         print(f"simclr: {error.original}", file=sys.stderr)
         return error.original.exit_code
     except KeyboardInterrupt:
-        print("simclr: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("simclr: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         return 130
 
 

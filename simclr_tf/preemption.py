@@ -19,7 +19,7 @@ def _main_thread() -> bool:
 
 def leave(signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
     """A signal handler for when there is nothing to save."""
-    raise StartAgain(f"stopped by {signal.Signals(signum).name}; the same command goes on from the last checkpoint")
+    raise StartAgain(f"stopped by {signal.Signals(signum).name}; the same command goes on from what was saved last")
 
 
 @contextlib.contextmanager

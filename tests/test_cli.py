@@ -131,7 +131,7 @@ def test_interrupt(monkeypatch):
     monkeypatch.setattr(cli, "_run", interrupted)
     done = simclr("--mode=pretrain")
     assert done.code == 130
-    assert "goes on from the last checkpoint" in done.err
+    assert "goes on from what was saved last" in done.err
 
 
 def test_help_is_short_and_names_every_mode():
