@@ -15,7 +15,7 @@ help:
 	@echo "make test   lint, then all tests"
 	@echo "make lint   style and import checks alone"
 	@echo "make plan-env   install the TPU compiler into .venv-plan for --mode=plan (1.2 GB, Python 3.11 or newer)"
-	@echo "make planning   compile every ImageNet row for v3, v4, v5e and v6e again, and write docs/planning.md (hours)"
+	@echo "make planning   compile the ImageNet rows that docs/planning.md lacks, for v3, v4, v5e and v6e, and write it (hours)"
 	@echo "make venv   install what is needed into $(VENV), with PYTHON=$(PYTHON)"
 
 demo: $(INSTALLED)
