@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
 from simclr_tf.place import Built
-from simclr_tf.plan import chips, environment, estimate, export, hlo
+from simclr_tf.plan import chips, environment, estimate, export, hlo, pjrt
 from simclr_tf.plan.pjrt import _shortage
 from simclr_tf.plan.search import Try, largest_batch
 from simclr_tf.stack import keras, tf
@@ -318,6 +319,49 @@ def test_what_the_compiler_says_of_too_little_memory():
     )
     told = _shortage(message)
     assert told["needed_bytes"] == round(15.62 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
+
+
+def test_a_compiler_that_is_killed_is_one_line(tmp_path):
+    """As Linux does where memory runs out; nothing of it is taken for an answer."""
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match="killed while it compiled for v3-8, .* want of memory") as caught:
+        environment.compile_for(
+            b"", chips.parse_topology("v3-8"), num_replicas=8, folder=str(tmp_path / "env"), cache=str(cache)
+        )
+    assert "\n" not in str(caught.value) and not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the compiler exists for Linux alone")
+def test_a_compilation_ends_with_the_plan_that_wants_it(tmp_path):
+    request = tmp_path / "request"
+    os.mkfifo(request)
+    plan = (
+        "import subprocess, sys; compiler = subprocess.Popen(sys.argv[1:]); print(compiler.pid, flush=True); "
+        "compiler.wait()"
+    )
+    command = [sys.executable, "-c", plan, sys.executable, "-I", pjrt.__file__, "compile", str(request), "answer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        compiler = int(parent.stdout.readline())
+        # Opened by both: the compiler is past its start, and waits for what it is to compile.
+        with open(request, "w"):
+            parent.kill()
+            parent.wait()
+            deadline = time.monotonic() + 20
+            while running(compiler) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not running(compiler)
+
+
+def running(process: int) -> bool:
+    """Whether a process is there and not merely waiting to be counted."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_numbers_stand_for_data_that_are_not_here(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,11 @@ def compile_for(
             raise UserError(
                 f"compiling for {topology.name} took more than {timeout_seconds:.0f} s and was stopped"
             ) from None
+        if result.returncode == -signal.SIGKILL:
+            raise UserError(
+                f"the TPU compiler was killed while it compiled for {topology.name}, as a rule for want of memory (the "
+                "largest networks take more than 14 GB); close other programs, or take a larger machine"
+            )
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             raise UserError(
