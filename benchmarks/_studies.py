@@ -131,6 +131,8 @@ def _size() -> Study:
         "epochs; same steps for all.",
         runs,
         tuple(hidden),
+        "So far, with one seed, it shows: with 1 % of the labels fine-tuning gains 5.7 points at R18 1/8, 7.1 at R18 "
+        "1/4 and 8.5 at R50 1/8 with selective kernels; with 10 % 0.3, -0.2 and 4.1 (R50 without them: 1.7).",
     )
 
 
@@ -230,7 +232,11 @@ def _augmentation() -> Study:
         "crop and cutout": (*no_color, "Augment.cutout_probability=1.0"),
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
     }
-    runs = {name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN) for name, params in ways.items()}
+    # One seed: the ways differ by far more than seeds do in the other studies.
+    runs = {
+        name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN, seeds=1)
+        for name, params in ways.items()
+    }
     return Study(
         "Augmentation",
         "Crops and color distortion together teach far more than either alone.",
