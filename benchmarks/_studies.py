@@ -232,9 +232,9 @@ def _augmentation() -> Study:
         "crop and cutout": (*no_color, "Augment.cutout_probability=1.0"),
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
     }
-    # One seed: the ways differ by far more than seeds do in the other studies.
+    # Colors change so much that one seed shows it; the others lie close together.
     runs = {
-        name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN, seeds=1)
+        name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN, seeds=1 if "color" in name else 3)
         for name, params in ways.items()
     }
     return Study(

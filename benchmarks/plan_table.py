@@ -1,9 +1,8 @@
 """Compiles every ImageNet row of SimCLRv2 for four TPUs and writes docs/planning.md: `make planning`.
 
-Each row is `--mode=plan` of its recipe on 128 replicas, 32 images each, of every TPU. Where that does not fit, blocks
-are recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was compiled before is looked
-up (in --workdir), so that a stopped run goes on; what was learnt is kept in docs/planning.json. A row that was not
-compiled says so.
+Each row is `--mode=plan` of its recipe on 128 replicas of a TPU, 32 images each. Where that does not fit, blocks are
+recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was learnt is kept in
+docs/planning.json row by row, so that a stopped run goes on. A row that was not compiled says so.
 """
 
 from __future__ import annotations
@@ -61,14 +60,11 @@ def keep(results: dict[str, dict]) -> None:
     os.replace(f"{RESULTS}.tmp", RESULTS)
 
 
-def compute(recipe: str, tpus: list[str], workdir: str, prefix: list[str]) -> dict[str, list[dict]]:
-    """Plans one row on TPUs, by the commands that a user would give; returns the attempts up to one that fits."""
-    attempts: dict[str, list[dict]] = {tpu: [] for tpu in tpus}
+def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
+    """Plans one row, by the commands that a user would give; returns the attempts up to one that fits."""
+    attempts: list[dict] = []
     for slice_index, bindings in ATTEMPTS:
-        left = [tpu for tpu, made in attempts.items() if not made or not made[-1]["fits"]]
-        if not left:
-            break
-        folder = os.path.join(workdir, recipe)
+        folder = os.path.join(workdir, recipe, tpu)
         command = [
             *prefix,
             sys.executable,
@@ -77,15 +73,16 @@ def compute(recipe: str, tpus: list[str], workdir: str, prefix: list[str]) -> di
             "--nosearch",
             f"--workdir={folder}",
             f"--gin_file=recipes/pretrain/{recipe}",
-            f"--topology={','.join(TPUS[tpu][slice_index] for tpu in left)}",
+            f"--topology={TPUS[tpu][slice_index]}",
             *(f"--gin_param={binding}" for binding in bindings),
         ]
         print(" ".join(command), flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
-            raise SystemExit(f"{recipe} on {', '.join(left)} could not be planned")
+            raise SystemExit(f"{recipe} on {tpu} could not be planned")
         with open(os.path.join(folder, "plan.json")) as file:
-            for tpu, plan in zip(left, json.load(file)["plans"]):
-                attempts[tpu].append(plan)
+            attempts += json.load(file)["plans"]
+        if attempts[-1]["fits"]:
+            break
     return attempts
 
 
@@ -158,11 +155,12 @@ def main() -> None:
         parser.error(f"{unknown} is no row or TPU; choose of {', '.join((*ROWS, *TPUS))}")
     if not options.page_only:
         for recipe in rows:
-            missing = [tpu for tpu in tpus if options.again or f"{recipe}/{tpu}" not in load()]
-            if missing:
-                found = compute(recipe, missing, options.workdir, options.prefix.split())
-                results = load()  # Another process may have added rows meanwhile.
-                results.update({f"{recipe}/{tpu}": attempts for tpu, attempts in found.items()})
+            for tpu in tpus:
+                row = f"{recipe}/{tpu}"
+                if row in load() and not options.again:
+                    continue
+                found = compute(recipe, tpu, options.workdir, options.prefix.split())
+                results = {**load(), row: found}  # Another process may have added rows meanwhile.
                 keep(results)
                 write_page(results)
     write_page(load())

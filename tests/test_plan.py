@@ -346,14 +346,28 @@ def test_a_compilation_ends_with_the_plan_that_wants_it(tmp_path):
     command = [sys.executable, "-c", plan, sys.executable, "-I", pjrt.__file__, "compile", str(request), "answer"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         compiler = int(parent.stdout.readline())
-        # Opened by both: the compiler is past its start, and waits for what it is to compile.
-        with open(request, "w"):
-            parent.kill()
-            parent.wait()
-            deadline = time.monotonic() + 20
-            while running(compiler) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not running(compiler)
+        # The compiler reads what it is to compile, so that it is past its start; it gets nothing to read.
+        writer = within(20, lambda: opened(request))
+        parent.kill()
+        parent.wait()
+        assert within(20, lambda: not running(compiler))
+        os.close(writer)
+
+
+def within(seconds: float, look):
+    """Looks again and again, until there is something to see or it is too late."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def opened(pipe: Path) -> int | None:
+    """Opens a named pipe where somebody reads it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
 
 
 def running(process: int) -> bool:
