@@ -124,7 +124,7 @@ def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
         lines += [study.found, ""]
     missing = sum(max(0, run.seeds - len(shown[name])) for name, run in own.items())
     if missing:
-        lines += [f"{missing} of {sum(run.seeds for run in own.values())} runs are still to be taken.", ""]
+        lines += [f"Still to be taken: {missing} of {sum(run.seeds for run in own.values())} runs.", ""]
     machines = sorted({row["machine"].split(", load")[0] for rows in kept.values() for row in rows})
     return "\n".join([*lines, f"Measured here: {'; '.join(machines)}."])
 

@@ -70,7 +70,7 @@ def test_a_kept_run_is_shown(tmp_path, monkeypatch):
         path.write_text(json.dumps(kept))
     text = _results_page.section("memory", study, results.figures("memory", study))
     assert "32.0 ± 12.7" in text and "40.0 ± 0.0" in text and "0.18M" in text
-    assert "10 of 12 runs are still to be taken" in text
+    assert "Still to be taken: 10 of 12 runs" in text
     picture = ElementTree.parse(tmp_path / "results_memory.svg")
     assert len(picture.findall(".//{*}circle")) == 1
 
