@@ -43,9 +43,8 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
     found = vectors.read(place.source, "--source")
     bank = knn.normalize(found.columns["vector"])
     rows = {name: row for row, name in enumerate(found.names)}
-    files = [query for query in place.queries if query not in rows]
-    encoded = {query: _read(query) for query in files}
-    of_files = _vectors_of_files(place, found, list(encoded.values())) if files else np.zeros([0, bank.shape[1]])
+    encoded = {query: _read(query) for query in place.queries if query not in rows}
+    of_files = _vectors_of_files(place, found, encoded) if encoded else {}
     place.built()
     if place.dry_run:
         print(f"neighbors: would compare {len(place.queries)} image(s) with {len(bank)} of {place.source}")
@@ -53,7 +52,7 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
 
     answers: dict[str, list[dict]] = {}
     for query in place.queries:
-        one = bank[rows[query]] if query in rows else of_files[files.index(query)]
+        one = bank[rows[query]] if query in rows else of_files[query]
         similarity = bank @ one
         if query in rows:
             similarity[rows[query]] = -np.inf
@@ -73,7 +72,7 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: list[bytes]) -> np.ndarray:
+def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: dict[str, bytes]) -> dict[str, np.ndarray]:
     details = found.details
     with place.strategy.scope():
         network, _, path = checkpoint.load_network(
@@ -85,14 +84,14 @@ def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: list[bytes]
             f"{details.get('checkpoint')}); give the --workdir that made them, or run --mode=embed again"
         )
     compute = tf.function(embed.vector(network, details["layer"]), autograph=False)
-    made = []
-    for query, content in zip([q for q in place.queries if q not in set(found.names)], encoded):
+    made = {}
+    for query, content in encoded.items():
         try:
             images = preprocess(tf.constant([content]), details["image_size"])
         except tf.errors.OpError:
             raise UserError(f"--query={query} cannot be read as an image; give a JPEG, PNG, BMP or GIF file") from None
-        made.append(compute(images)["vector"][0].numpy())
-    return knn.normalize(np.stack(made))
+        made[query] = knn.normalize(compute(images)["vector"].numpy())[0]
+    return made
 
 
 def _draw(

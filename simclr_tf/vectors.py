@@ -18,13 +18,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from simclr_tf import records
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.stack import tf
 
 COLUMNS = ("vector", "probabilities", "label")
-_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, tf.errors.OpError)
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, DecodeError, tf.errors.OpError)
 
 
 class Vectors(NamedTuple):
@@ -102,6 +103,8 @@ def read(path: str, flag: str) -> Vectors:
         found = _READERS[os.path.splitext(path)[1]](path)
         if found.columns["vector"].ndim != 2 or len(found.names) != len(found.columns["vector"]):
             raise ValueError("its vectors and names do not fit together")
+        if not isinstance(found.details, dict):
+            raise ValueError("it does not say what made it")
         return found
     except _UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -137,7 +140,11 @@ def _member(archive: zipfile.ZipFile, name: str, value: np.ndarray) -> None:
 
 
 def _read_npz(path: str) -> Vectors:
-    with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("no archive of arrays")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in COLUMNS if name in arrays.files}
         return Vectors([str(name) for name in arrays["names"]], columns, json.loads(str(arrays["details"])))
 
@@ -180,6 +187,7 @@ def _read_parquet(path: str) -> Vectors:
     arrow = _pyarrow()
     with tf.io.gfile.GFile(path, "rb") as file:
         table = arrow.parquet.read_table(arrow.BufferReader(file.read()))
+    details = json.loads((table.schema.metadata or {})[b"details"])
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         if name in table.column_names:
@@ -190,7 +198,6 @@ def _read_parquet(path: str) -> Vectors:
             columns[name] = values.to_numpy(zero_copy_only=False).reshape(
                 [len(table), *([] if name == "label" else [-1])]
             )
-    details = json.loads((table.schema.metadata or {})[b"details"])
     return Vectors(table["name"].to_pylist(), columns, details)
 
 
@@ -225,6 +232,8 @@ def _read_tfrecord(path: str) -> Vectors:
     names, rows = [], {}
     for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
         feature = tf.train.Example.FromString(record).features.feature
+        if not {"name", "vector"} <= set(feature) or not feature["name"].bytes_list.value:
+            raise ValueError("its examples have no name and vector")
         names.append(feature["name"].bytes_list.value[0].decode("utf-8", "surrogateescape"))
         for column in COLUMNS:
             if column in feature:

@@ -283,6 +283,35 @@ def test_a_converted_workdir_is_one_like_any_other(tmp_path, capsys):
         convert(workdir, tmp_path / "other")
 
 
+@pytest.mark.parametrize("killed_at", ["rename", "write_json"])
+def test_a_killed_conversion_starts_over(killed_at, tmp_path, monkeypatch):
+    source = fixtures.write(tmp_path / "published" / "model.ckpt-1234", small_tf1())
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((tf.io.gfile, "rename") if killed_at == "rename" else (verb.records, "write_json")), kill)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, workdir)
+    assert not (workdir / "architecture.json").exists()
+    convert(source, workdir)
+    assert sorted(os.listdir(workdir)) == ["architecture.json", "checkpoints"]
+    assert checkpoint.load_network(str(workdir))[2].endswith("step-1234")
+
+
+def test_checkpoints_of_something_else_are_left_alone(tmp_path):
+    source = fixtures.write(tmp_path / "published" / "model.ckpt-1", small_tf1())
+    mine = tmp_path / "run" / "checkpoints" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    with pytest.raises(UserError, match="holds a run already"):
+        convert(source, tmp_path / "run")
+    assert mine.read_text() == "x"
+
+
 @pytest.mark.parametrize("given", ["prefix", "index", "folder", "hub", "parent of hub", "latest"])
 def test_every_kind_of_path_is_found(given, tmp_path):
     tensors = {"global_step": np.int64(5), "base_model/conv2d/kernel": np.zeros([3, 3, 3, 8], np.float32)}

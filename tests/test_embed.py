@@ -115,6 +115,32 @@ def test_what_is_there_is_left_alone(whole, workdir, pictures, tmp_path, capsys)
     assert (tmp_path / "v.npz").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "kind", ["empty.npz", "array.npz", "other.npz", "other.tfrecord", "garbage.tfrecord", "x.parquet"]
+)
+def test_files_that_are_no_vectors_are_told_in_one_line(kind, tmp_path):
+    path = tmp_path / kind
+    if kind == "empty.npz":
+        path.write_bytes(b"")
+    elif kind == "array.npz":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "other.npz":
+        np.savez(path, vector=np.zeros([2, 3]), names=np.array(["a", "b"]), details=np.array("[]"))
+    elif kind == "x.parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        arrow = pytest.importorskip("pyarrow")
+        parquet.write_table(arrow.table({"name": ["a"], "vector": [1.0]}), path)
+    else:
+        feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x"]))}
+        example = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(example if kind == "other.tfrecord" else b"\xff\xff\xff")
+    with pytest.raises(UserError, match="is no file of vectors") as told:
+        vectors.read(str(path), "--source")
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("kind", ["npz", "parquet", "tfrecord"])
 def test_every_format_gives_back_what_was_written(kind, whole, tmp_path):
     if kind == "parquet":
@@ -156,15 +182,19 @@ def test_neighbors_are_the_most_similar_images(whole, workdir, pictures, tmp_pat
     found = vectors.read(whole, "x")
     name = found.names[3]
     output = tmp_path / "sheet.png"
-    query = place(workdir, pictures, output, queries=(name, f"{pictures}/{name}"))._replace(source=whole)
+    file = f"{pictures}/{name}"
+    other = f"{pictures}/{found.names[4]}"
+    queries = (name, file, file, other)
+    query = place(workdir, pictures, output, queries=queries)._replace(source=whole)
     answers = neighbors.run_neighbors(query, num_neighbors=3)
     units = found.columns["vector"] / np.linalg.norm(found.columns["vector"], axis=1, keepdims=True)
     similarity = units @ units[3]
     order = [row for row in np.argsort(-similarity, kind="stable") if row != 3]
-    by_name, by_file = answers.values()
+    by_name, by_file, of_other = answers.values()
     np.testing.assert_allclose([row["similarity"] for row in by_name], similarity[order[:3]], atol=1e-5)
     assert name not in [row["name"] for row in by_name]
     assert by_file[0]["similarity"] > 0.9999  # The file is that very image, and now counts.
+    assert of_other[0]["similarity"] > 0.9999 and found.names[4] in [row["name"] for row in of_other]
     picture = decode(tf.constant(output.read_bytes()))
     assert picture.shape[0] > 2 * 128
     assert picture.shape[1] > 4 * 128

@@ -100,13 +100,17 @@ def test_hub_fine_tunes_it(exported):
     assert all(not np.array_equal(a, b) for a, b in zip(before, layer.variables))
 
 
-def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, capsys):
+def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, tmp_path, capsys):
     assert export(workdir, layer="head_layer_1", formats=["tflite"]) == exported
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(UserError, match="same step with layer 'head_layer_1'"):
         export(workdir)
     with pytest.raises(UserError, match="no torch|cannot go to torchvision"):
         export(workdir, layer="head_layer_1", formats=["torch"])
+    other = make_network()
+    other.classifier.trainable_variables[0].assign_add(tf.ones_like(other.classifier.trainable_variables[0]))
+    with pytest.raises(UserError, match="same step with other weights"):
+        export(make_run(tmp_path, other), f"{workdir}/export", layer="head_layer_1", formats=["tflite"])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def test_only_our_own_old_versions_go(tmp_path):
     marker.write_text(
         json.dumps({"version": 1, "files": [*json.loads(marker.read_text())["files"], "../outside.txt", str(outside)]})
     )
-    versions.prune(str(tmp_path), keep=2)
+    versions.prune(str(tmp_path), newest=10, keep=2)
     left = sorted(
         os.path.relpath(os.path.join(path, file), tmp_path) for path, _, files in os.walk(tmp_path) for file in files
     )
@@ -178,6 +182,13 @@ def test_only_our_own_old_versions_go(tmp_path):
     ]
     assert left == sorted(["2/mine.txt", f"4/{versions.MARKER}", "outside.txt", *whole])
     assert sorted(os.listdir(tmp_path)) == ["10", "2", "3", "4", "5", "notes", "outside.txt"]
+
+
+def test_versions_of_a_longer_run_do_not_push_out_the_new_one(tmp_path):
+    for step in (7, 8, 9, 30, 40, 50):
+        versions.publish(versions.aside(str(tmp_path)), str(tmp_path), step)
+    versions.prune(str(tmp_path), newest=9, keep=2)
+    assert sorted(os.listdir(tmp_path), key=int) == ["8", "9", "30", "40", "50"]
 
 
 def test_the_momentum_network_can_be_exported(tmp_path):

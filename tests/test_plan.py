@@ -17,8 +17,10 @@ from command import simclr
 from tiny_run import BATCH, TinyRun, batches
 
 from simclr_tf import collectives
+from simclr_tf.class_names import known_class_names
 from simclr_tf.collectives import OneProgram
 from simclr_tf.data.described import DescribedSource, numbers_suffice
+from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
@@ -27,6 +29,7 @@ from simclr_tf.plan import chips, environment, estimate, export, hlo, pjrt
 from simclr_tf.plan.pjrt import _shortage
 from simclr_tf.plan.search import Try, largest_batch
 from simclr_tf.stack import keras, tf
+from simclr_tf.stages.base import Input
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3
@@ -245,6 +248,37 @@ def test_install_that_fails_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_half_an_installation_is_none(tmp_path):
+    packages = tmp_path / "lib" / "python3.12" / "site-packages"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("")
+    (packages / "libtpu").mkdir(parents=True)
+    for name in ("jaxlib-1.0", "libtpu-1.0", "jax-1.0"):
+        assert not environment.is_there(str(tmp_path))
+        (packages / f"{name}.dist-info").mkdir()
+        (packages / f"{name}.dist-info" / "INSTALLER").write_text("pip")
+    assert environment.is_there(str(tmp_path))
+
+
+def test_a_broken_picture_is_replaced_in_the_batches_too(tmp_path):
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    for i in range(5):
+        (pictures / f"{i}.png").write_bytes(tf.io.encode_png(tf.fill([8, 8, 3], tf.constant(40 * i, tf.uint8))).numpy())
+    (pictures / "0.png").write_bytes(b"")
+    source = open_source(f"folder:{pictures}", "all")
+    broken = [os.path.basename(name) for name in source.example_ids].index("0.png")
+    stage = SimpleNamespace(max_bad_images=1)
+    inputs = {"examples": Input(source, central(8), 4)}
+    export.save_batches(SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0), str(tmp_path), 3)
+    with np.load(tmp_path / export.BATCHES) as arrays:
+        assert sorted({name.split("/")[0] for name in arrays.files}) == ["0", "1", "2"]
+        assert all(broken not in arrays[f"{i}/examples/index"] for i in range(3))
+    stage.max_bad_images = 0
+    with pytest.raises(UserError, match="1 image.* cannot be read, more than Data.max_bad_images = 0"):
+        export.save_batches(SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0), str(tmp_path), 3)
+
+
 @pytest.mark.parametrize(
     ("name", "libtpu", "num_chips", "replicas"),
     [
@@ -384,6 +418,7 @@ def test_numbers_stand_for_data_that_are_not_here(tmp_path):
     assert source.num_examples == round(1281167 / 2) and len(source.class_names) == 1000
     with pytest.raises(UserError):
         open_source("tfds:imagenet2012", "train", str(tmp_path))
+    assert known_class_names(source.class_names) == []  # A teacher's names are as good.
     assert DescribedSource("cifar10", "test").num_examples == 10000
     with pytest.raises(UserError, match="no split"):
         DescribedSource("cifar10", "validation")

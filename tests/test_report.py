@@ -231,6 +231,31 @@ def test_data_that_is_elsewhere_costs_only_its_sections(unlabelled, tmp_path):
     assert "Map of" not in shown.text
 
 
+def rewritten(run, folder, **changes):
+    """A copy of a run whose `architecture.json` says something else."""
+    run = shutil.copytree(run, folder)
+    path = run / "architecture.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return run
+
+
+def test_labels_that_no_longer_mean_the_same_are_not_used(runs, tmp_path):
+    names = json.loads((runs / "scratch" / "architecture.json").read_text())["class_names"]
+    run = rewritten(runs / "scratch", tmp_path / "run", class_names=["aardvark", *names[:-1]])
+    shown = Page(report(run)[0])
+    assert "are no longer those that the run was trained on" in shown.text
+    assert "Map of 24 images" in shown.text
+    assert "Measured here on a sample" not in shown.text
+
+
+def test_images_of_a_converted_network_are_not_made_up(runs, tmp_path):
+    run = rewritten(runs / "scratch", tmp_path / "run", data={"image_size": 16})
+    shown = Page(report(run)[0])
+    assert "does not say what images it was trained on" in shown.text
+    for absent in ("Map of", "Measured here on a sample", "What training sees"):
+        assert absent not in shown.text, absent
+
+
 @pytest.mark.parametrize("setting", ["max_images=1", "num_neighbors=0", "map='mds'", "batch_size=0"])
 def test_settings_that_make_no_sense(setting, runs):
     outcome = simclr("--mode=report", f"--workdir={runs}", f"--gin_param=report.{setting}")

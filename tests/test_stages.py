@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simclr_tf import losses, randomness
+from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.augment import Augment
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
@@ -218,6 +219,10 @@ def test_unlabelled_images_alone_need_no_labels(monkeypatch):
     batch["label"][:] = -1
     record = steps(stage, {"unlabelled": batch}, 1)[0]
     assert "accuracy" not in record and record["loss"] == record["distillation"] > 0
+
+
+def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):
+    assert student(monkeypatch, FakeData(numbered_classes(3))).describe()["class_names"] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from simclr_tf.stack import tf
 
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
+# The checkpoint is written into such a folder first; it goes last, so that where it is a conversion was cut short.
+_ASIDE = ".converting."
 # Folders of published checkpoints whose classifier reads the encoder's output though there is a head.
 _READ_THE_ENCODER = ("pretrained", "supervised")
 # Square images' sides that networks with either stem were published for, in pixels.
@@ -83,6 +85,7 @@ def run_convert(
     print(_report(source, found, architecture, step, f"{layer} ({why})"))
     if place.dry_run:
         return description
+    _clear_unfinished(place.workdir)
     _check_new(place.workdir)
     network = Network.from_description(description)
     _fill(network, found, source)
@@ -155,6 +158,16 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
     return "\n".join(lines)
 
 
+def _clear_unfinished(workdir: str) -> None:
+    """Deletes what a conversion left that was killed before the workdir was one; a run's files are never touched."""
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(workdir)]
+    left = [name for name in names if name.startswith(_ASIDE)]
+    if left and records.ARCHITECTURE not in names:
+        for name in ["checkpoints", *left]:
+            if name in names:
+                tf.io.gfile.rmtree(os.path.join(workdir, name))
+
+
 def _check_new(workdir: str) -> None:
     holds = [name for name in (records.ARCHITECTURE, "checkpoints") if tf.io.gfile.exists(os.path.join(workdir, name))]
     if holds:
@@ -188,11 +201,10 @@ def _fill(network: Network, found: Found, source: Source) -> None:
 
 
 def _write(workdir: str, network: Network, step: int, class_names: list[str], source: str) -> None:
-    """Writes the checkpoint aside and renames it; `architecture.json`, which makes it a workdir, comes last."""
-    aside = os.path.join(workdir, f".converting.{uuid.uuid4().hex[:8]}")
+    """Writes the checkpoint aside and renames it; then `architecture.json`, which makes it a workdir."""
+    aside = os.path.join(workdir, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
     checkpoint.Checkpoints(aside, network.parts(), keep=1).save(step)
     tf.io.gfile.rename(os.path.join(aside, "checkpoints"), os.path.join(workdir, "checkpoints"))
-    tf.io.gfile.rmtree(aside)
     description = {
         "stage": STAGE,
         "network": network.describe(),
@@ -202,3 +214,4 @@ def _write(workdir: str, network: Network, step: int, class_names: list[str], so
         "source": source,
     }
     records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
+    tf.io.gfile.rmtree(aside)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.base import Source
 from simclr_tf.data.splits import select
 
@@ -36,7 +37,7 @@ class DescribedSource(Source):
         ends = np.cumsum([0, *splits.values()])
         rows = select(split, {key: np.arange(a, b) for key, a, b in zip(splits, ends, ends[1:])}, f"tfds:{name}")
         self.name, self.num_examples = f"tfds:{name} ({split}), described", len(rows)
-        self.class_names = tuple(str(i) for i in range(num_classes))
+        self.class_names = tuple(numbered_classes(num_classes))
         self._rows = rows
 
     @property

@@ -19,6 +19,7 @@ from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset
 from simclr_tf.models.network import Network
 from simclr_tf.place import Place
 from simclr_tf.stack import tf
+from simclr_tf.train import fingerprint
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4
@@ -45,7 +46,7 @@ def run_export(
       formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's
         ResNet).
       image_size: of `serving_bytes`, TFLite and ONNX, in pixels; None takes the run's.
-      keep: how many versions of each to keep; older ones that this verb wrote are deleted.
+      keep: how many versions of each to keep; ones of fewer steps that this verb wrote are deleted.
       weights: "trained", or "momentum" for the momentum network of a run with a memory (features only).
 
     Returns:
@@ -81,7 +82,7 @@ def run_export(
         else:
             _export_one(network, kind, layer, details[kind], wanted, parent, step)
         finished[kind] = final
-        for old in versions.prune(parent, keep):
+        for old in versions.prune(parent, step, keep):
             print(f"  deleted {old}, an older version")
     if CLASSIFIER not in kinds:
         print(
@@ -134,6 +135,7 @@ def _details(
         "weights": weights,
         "layer": f"head_layer_{network.classifier_layer}" if kind == CLASSIFIER else layer,
         "network": network.describe(),
+        "fingerprint": fingerprint([variable for part in network.parts().values() for variable in part.variables])[:16],
         "image_size": size,
         "class_names": names if kind == CLASSIFIER else [],
         "preprocessing": {
@@ -158,6 +160,8 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
     missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, _FILES[name]))]
     unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
     unlike += [f"no {name}" for name in missing]
+    if found.get("fingerprint") != details["fingerprint"]:
+        unlike.append("other weights")
     if unlike:
         raise UserError(
             f"{final} is an export of the same step with {'; '.join(unlike)[:300]}; give another --output, or delete it"

@@ -38,7 +38,7 @@ def discard(folder: str) -> None:
         tf.io.gfile.rmtree(folder)
 
 
-def prune(parent: str, keep: int) -> list[str]:
+def prune(parent: str, newest: int, keep: int) -> list[str]:
     """Deletes all but the newest versions.
 
     Only folders with a whole number for a name and our marker count, and of these only the files that the marker lists
@@ -46,13 +46,14 @@ def prune(parent: str, keep: int) -> list[str]:
 
     Args:
       parent: of the versions.
-      keep: how many to leave.
+      newest: number of the one that was just made; those of higher numbers, of a longer run, stay and do not count.
+      keep: how many to leave, the newest among them.
 
     Returns:
       The folders that were emptied.
     """
     names = [name.rstrip("/") for name in tf.io.gfile.listdir(parent)]
-    ours = {name: _listed(os.path.join(parent, name)) for name in names if name.isdigit()}
+    ours = {name: _listed(os.path.join(parent, name)) for name in names if name.isdigit() and int(name) <= newest}
     ours = {name: listed for name, listed in ours.items() if listed is not None}
     emptied = []
     for name in sorted(ours, key=int, reverse=True)[keep:]:

@@ -21,6 +21,7 @@ from simclr_tf.stack import tf
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pjrt.py")
 REQUIREMENTS = ("jax[tpu]>=0.10.2,<=0.12.0.1",)
+_PACKAGES = ("jax", "jaxlib", "libtpu")
 # Python 3.11 is the oldest that the pinned compilers are built for.
 _PYTHONS = ("python3.12", "python3.13", "python3.11")
 _OLDEST = (3, 11)
@@ -36,9 +37,10 @@ def _python(folder: str) -> str:
 
 
 def is_there(folder: str) -> bool:
-    """Whether a folder holds an environment with the TPU compiler; nothing is started."""
-    libraries = os.path.join(folder, "lib", "python*", "site-packages", "libtpu")
-    return os.path.exists(_python(folder)) and bool(glob.glob(libraries))
+    """Whether a folder holds an environment with the TPU compiler, whole; nothing is started."""
+    # What installers write last of each package: an installation that was cut short lacks one.
+    marks = os.path.join(folder, "lib", "python*", "site-packages", "{}-*.dist-info", "INSTALLER")
+    return os.path.exists(_python(folder)) and all(glob.glob(marks.format(name)) for name in _PACKAGES)
 
 
 def _new_enough_python() -> str:

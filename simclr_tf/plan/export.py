@@ -17,6 +17,7 @@ import numpy as np
 
 from simclr_tf import records
 from simclr_tf.collectives import OneProgram
+from simclr_tf.data.bad_images import BadImages
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
 from simclr_tf.place import Built
@@ -208,6 +209,7 @@ def save_batches(built: Built, folder: str, count: int) -> None:
     arrays = {}
     for stream, source in built.inputs.items():
         batch_size = source.batch_size or built.global_batch_size
+        bad_images = BadImages(built.stage.max_bad_images, source.source) if source.source.may_fail else None
         dataset = train_dataset(
             source.source,
             source.prepare,
@@ -215,8 +217,14 @@ def save_batches(built: Built, folder: str, count: int) -> None:
             per_replica_batch_size=batch_size,
             seed=built.seed,
             num_steps=count,
+            bad_images=bad_images,
             stream_name=stream,
         )
-        for i, batch in enumerate(dataset.as_numpy_iterator()):
-            arrays.update({f"{i}/{stream}/{name}": value for name, value in batch.items()})
+        try:
+            for i, batch in enumerate(dataset.as_numpy_iterator()):
+                arrays.update({f"{i}/{stream}/{name}": value for name, value in batch.items()})
+        except tf.errors.OpError:
+            if bad_images is not None:
+                bad_images.check()
+            raise
     _save_arrays(os.path.join(folder, BATCHES), arrays)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from simclr_tf import __version__, checkpoint, contact_sheet, embedding, records, views
+from simclr_tf.class_names import known_class_names
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
@@ -133,12 +136,15 @@ def _about(
     parts, seen = [], None
     if network is not None:
         parts.append(sections.cost(run, network))
-    if sheet_images:
+    says_data = "source" in run.description["data"]
+    if not says_data:  # A converted checkpoint.
+        notes.append("The run does not say what images it was trained on, so none are shown.")
+    if sheet_images and says_data:
         try:
             parts.append(_sheet(run, data, place.data_dir, sheet_images))
         except UserError as error:  # The run's data may be on another machine; the rest is worth showing.
             notes.append(f"No augmentation sheet: {error}.")
-    if network is not None:
+    if network is not None and says_data:
         try:
             source = _source(data, place.data_dir)
             seen = embedding.look(
@@ -154,6 +160,11 @@ def _about(
             notes.append(f"No images to look at: {error}.")
     if seen is not None:
         known = class_names or source.class_names or ()
+        if not _same_classes(class_names, source):
+            seen = seen._replace(labels=np.full_like(seen.labels, -1))
+            notes.append(
+                f"The classes of {source.name} are no longer those that the run was trained on; its labels are not used."
+            )
         if num_queries:
             parts.append(sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors))
         if len(seen.features) > 1:
@@ -161,6 +172,14 @@ def _about(
     head = f'<h2 id="run{number}">{text(run.name)}</h2><p>{text(sections.status(run))}.</p>'
     head += "".join(f"<p>{text(note)}</p>" for note in notes)
     return f'{head}<div class="cards">{"".join(parts)}</div>{sections.classification(seen, run, class_names)}'
+
+
+def _same_classes(trained: Sequence[str], source: Source) -> bool:
+    """Whether labels of the images mean what they meant in training; where one side has none there is no doubt."""
+    found = source.class_names or ()
+    if not trained or not found:
+        return True
+    return len(trained) == len(found) and known_class_names(trained) in ([], list(found))
 
 
 def _source(data: Data, data_dir: str | None) -> Source:
