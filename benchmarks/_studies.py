@@ -242,8 +242,8 @@ def _augmentation() -> Study:
         "Crops and color distortion together teach far more than either alone.",
         "ResNet-18 at an eighth of its width, two epochs; flips in all.",
         runs,
-        found="It shows: both together (one seed) are 7.6 points of k-NN better than crops alone (three seeds) and 18.5 "
-        "better than colors alone (one). Cutout or rotation in the place of colors brings nothing.",
+        found="It shows: both together (one seed) are 7.6 points of k-NN better than crops alone (three seeds) and "
+        "18.5 better than colors alone (one). Cutout or rotation in the place of colors brings nothing.",
     )
 
 

@@ -163,7 +163,7 @@ def _about(
         if not _same_classes(class_names, source):
             seen = seen._replace(labels=np.full_like(seen.labels, -1))
             notes.append(
-                f"The classes of {source.name} are no longer those that the run was trained on; its labels are not used."
+                f"The classes of {source.name} are no longer those that the run was trained on; labels are not used."
             )
         if num_queries:
             parts.append(sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors))
