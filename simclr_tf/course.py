@@ -180,6 +180,7 @@ def take_course(
                 if log is not None:
                     log.flush()
                     lock.check()
+                loop.check_weights()
                 checkpoints.save(int(loop.step.numpy()))
                 now = int(loop.step.numpy())
                 if (

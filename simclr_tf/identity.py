@@ -62,7 +62,7 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
     """Refuses to go on with another run.
 
     Args:
-      workdir: may have checkpoints; without any, everything is allowed.
+      workdir: may have checkpoints; without any, everything is allowed, unless they were deleted after the end.
       description: what the stage says of itself, as in `architecture.json`.
       identity: see `identify`.
 
@@ -70,6 +70,11 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
       UserError: naming every difference.
     """
     if not checkpoint.exists(workdir):
+        if tf.io.gfile.exists(os.path.join(workdir, records.RESULT)):
+            raise UserError(
+                f"--workdir={workdir} holds the results of a finished run, but no checkpoint of it any more; use a new "
+                "--workdir"
+            )
         return
     unlike = []
     if tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):

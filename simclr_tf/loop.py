@@ -99,17 +99,22 @@ class Loop:
         self._seed = seed
         self._fixed_steps = steps_per_call
         self._accumulation_steps = accumulation_steps
+        # As this process's clock has it, and as all processes agree: their calls must be equally long, or their sums
+        # would never meet.
+        self._own_step_seconds = math.inf
         self._step_seconds: float | None = None
         self._variables = list(stage.trained_variables)
         self._names: list[str] = []
+        self._recent: list[float] = []
         step = self._cpu_replica_step if on_cpu() and not jit_compile else self._replica_step
         self._replica_step_fn = tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
         self._run = tf.function(self._steps, reduce_retracing=True, autograph=False)
 
-    def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+    def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor, host: tf.Tensor) -> tf.Tensor:
         """One replica's step; returns the record, [names] in the loss's type, equal on every replica.
 
-        Behind the named values comes the number of replicas whose process wants to stop.
+        `host` is what each process has to say to the others, [wants to stop, seconds per step]; behind the named values
+        come the sums over replicas of both.
         """
         seeds = {
             name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
@@ -120,8 +125,8 @@ class Loop:
         self.optimizer.apply(collectives.all_sum(gradients), rate, step)
         self.stage.after_update(step)
         dtype = self.stage.network.dtype
-        record = collectives.all_sum(tf.concat([measured, [tf.cast(stop, dtype)]], axis=0))
-        return tf.concat([record[:-1], [tf.cast(rate, dtype)], record[-1:]], axis=0)
+        record = collectives.all_sum(tf.concat([measured, tf.cast(host, dtype)], axis=0))
+        return tf.concat([record[:-2], [tf.cast(rate, dtype)], record[-2:]], axis=0)
 
     def _cpu_replica_step(self, *args) -> tf.Tensor:
         with exchanged_gradients():
@@ -178,14 +183,14 @@ class Loop:
         Returns:
           What `run` records, name -> scalar.
         """
-        record = self._replica_step(batch, step, tf.constant(False))
+        record = self._replica_step(batch, step, tf.zeros([2]))
         return dict(zip(self._names, tf.unstack(record)))
 
     def _share(self, values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """This replica's share of a mean over the global batch; values: [B], of the same B on every replica."""
         return tf.reduce_mean(tf.cast(values, dtype)) / self._strategy.num_replicas_in_sync
 
-    def _steps(self, iterator, count: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _steps(self, iterator, count: tf.Tensor, host: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes up to `count` steps, fewer after a loss that is not finite, or when some process wants to stop."""
 
         def one(done: tf.Tensor, _, waited: tf.Tensor, records: tf.TensorArray):
@@ -197,10 +202,10 @@ class Loop:
             # Or a single thread would look at the clock when it has taken the step.
             with tf.control_dependencies([waited]):
                 step = self.step.read_value()
-            record = self._strategy.run(self._replica_step_fn, args=(batch, step, stop))
+            record = self._strategy.run(self._replica_step_fn, args=(batch, step, host))
             record = self._strategy.experimental_local_results(record)[0]
             self.step.assign_add(1)
-            go_on = tf.logical_and(tf.math.is_finite(record[0]), tf.equal(record[-1], 0))
+            go_on = tf.logical_and(tf.math.is_finite(record[0]), tf.equal(record[-2], 0))
             return done + 1, go_on, waited, records.write(done, record)
 
         records = tf.TensorArray(self.stage.network.dtype, size=0, dynamic_size=True)
@@ -223,23 +228,31 @@ class Loop:
           UserError: as soon as a loss is not finite, with the step, the learning rate and the last finite losses. The
             weights are spoilt by then; what was saved before is not.
         """
-        recent: list[float] = []
         while (first := int(self.step.numpy())) < last_step:
             count = min(self._steps_in_call(), last_step - first)
             start = time.perf_counter()
-            values, waited = self._run(iterator, tf.constant(count), tf.constant(wants_to_stop()))
-            seconds = time.perf_counter() - start
-            if self._step_seconds is not None or count > 1:
-                self._step_seconds = seconds / len(values)
-            else:
-                self._step_seconds = math.inf  # The first call traced the function and says nothing of its speed.
+            host = [float(wants_to_stop()), self._own_step_seconds]
+            values, waited = self._run(iterator, tf.constant(count), tf.constant(host))
             values = values.numpy()
+            seconds = time.perf_counter() - start
+            # The first call traced the function and says nothing of its speed.
+            traced = self._step_seconds is None and count == 1
+            self._own_step_seconds = math.inf if traced else seconds / len(values)
+            self._step_seconds = float(values[-1, -1]) / self._strategy.num_replicas_in_sync
             records = [dict(zip(self._names, map(float, row))) for row in values]
-            yield Chunk(first, records, seconds, float(waited), asked_to_stop=bool(values[-1, -1] > 0))
+            yield Chunk(first, records, seconds, float(waited), asked_to_stop=bool(values[-1, -2] > 0))
             if not np.isfinite(records[-1]["loss"]):
-                recent += [record["loss"] for record in records[:-1]]
-                raise UserError(_diverged(first + len(records) - 1, records[-1]["learning_rate"], recent))
-            recent = [*recent, *(record["loss"] for record in records)][-5:]
+                self._recent += [record["loss"] for record in records[:-1]]
+                raise UserError(_diverged(first + len(records) - 1, records[-1]["learning_rate"], self._recent))
+            self._recent = [*self._recent, *(record["loss"] for record in records)][-5:]
+
+    def check_weights(self) -> None:
+        """Raises a UserError where the last update spoilt the weights, so that they are never saved."""
+        spoilt = [variable for variable in self._variables if not tf.reduce_all(tf.math.is_finite(variable))]
+        if spoilt:
+            step = int(self.step.numpy()) - 1
+            rate = float(self._learning_rate(tf.constant(step, tf.int64)))
+            raise UserError(_diverged(step, rate, self._recent, what="weights are"))
 
     def _steps_in_call(self) -> int:
         if self._fixed_steps is not None:
@@ -249,9 +262,9 @@ class Loop:
         return max(1, min(_MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL / self._step_seconds)))
 
 
-def _diverged(step: int, learning_rate: float, recent: list[float]) -> str:
+def _diverged(step: int, learning_rate: float, recent: list[float], what: str = "loss is") -> str:
     losses = ", ".join(f"{loss:.4g}" for loss in recent[-5:]) or "none"
     return (
-        f"the loss is not finite at step {step} (learning rate {learning_rate:.4g}, last finite losses: {losses}); "
+        f"the {what} not finite at step {step} (learning rate {learning_rate:.4g}, last finite losses: {losses}); "
         "the last good checkpoint is kept: lower the learning rate, or lengthen the warm-up, and start again"
     )

@@ -22,7 +22,7 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
       top-1 accuracy (None for a class without examples).
 
     Raises:
-      UserError: when nothing is labelled.
+      UserError: when nothing is labelled, or the logits are no numbers.
     """
     labels, logits = _labelled(labels, logits)
     # The label's rank among the logits; of equal logits the first counts as the higher, as in argmax.
@@ -82,4 +82,10 @@ def _labelled(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nd
     known = labels >= 0
     if not np.any(known):
         raise UserError("none of the images to evaluate on has a label; choose a labelled split")
+    spoilt = np.isnan(logits[known]).any(axis=1).sum()
+    if spoilt:
+        raise UserError(
+            f"the network says nothing of {spoilt} of {known.sum()} images (its outputs are not numbers): its weights "
+            "are spoilt; use an earlier checkpoint, or train again with a lower learning rate"
+        )
     return labels[known], np.asarray(logits[known], np.float64)

@@ -229,7 +229,11 @@ def train(
             outputs = None
             if measured is not None:
                 outputs = evaluate.collect(
-                    strategy, measured, stage.eval_batch, batch_size=eval_batch_size or min(512, global_batch_size)
+                    strategy,
+                    measured,
+                    stage.eval_batch,
+                    batch_size=eval_batch_size or min(512, global_batch_size),
+                    max_bad_images=stage.max_bad_images,
                 )
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
             if role.count == 1:

@@ -278,6 +278,13 @@ def test_odd_pictures(tmp_path):
         strict.check()
 
 
+def test_a_name_that_is_not_utf_8_is_told_in_one_line(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"), "wb") as file:
+        file.write(encoded())
+    with pytest.raises(UserError, match=r"has a name that is not UTF-8 \(b'caf\\xe9.png'\); rename it"):
+        FolderSource(str(tmp_path), "all")
+
+
 @pytest.mark.parametrize("broken", [(), (5,), (0, 3)])
 def test_small_pictures_of_one_size_are_kept_in_memory(tmp_path, broken):
     write(tmp_path, [])

@@ -121,12 +121,12 @@ def test_batches_are_what_the_seed_says(source, run):
         assert (
             batch["view_1"].dtype == np.uint8 and batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
         )
-        np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+        np.testing.assert_array_equal(batch["label"], batch["index"] % COUNT % 3)
         assert (batch["view_1"] != batch["view_2"]).any()
 
 
 def test_each_example_comes_once_an_epoch(run):
-    index = np.concatenate([batch["index"] for batch in run])[: 3 * COUNT].reshape(3, COUNT)
+    index = np.concatenate([batch["index"] for batch in run])[: 3 * COUNT].reshape(3, COUNT) % COUNT
     for epoch in index:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(COUNT))
 
@@ -152,7 +152,7 @@ def test_crops_are_those_of_the_augmentation(source, run):
     """Against the whole computation by hand, from (seed, step, example) alone."""
     batch = run[2]
     for row, index in enumerate(batch["index"]):
-        picture = source.pictures[index]
+        picture = source.pictures[index % COUNT]
         seed = randomness.example_seed(5, randomness.stream("host crop"), 2, index)
         for name in ("view_1", "view_2"):
             own = randomness.fold_in(seed, randomness.stream(f"crop {name}"))
@@ -183,9 +183,17 @@ def test_another_seed_or_stream_is_another_order_with_other_crops(other):
     assert np.mean(same) < 0.1
 
 
-def test_a_batch_larger_than_the_source_goes_round():
-    batch = batches(Files(**WAYS["kept, in batches"]), batch=100, steps=1)[0]
-    np.testing.assert_array_equal(np.bincount(batch["index"][:82]), 2)
+def test_a_batch_larger_than_the_source_goes_round(source):
+    """The copies of an image have numbers of their own, hence random numbers of their own."""
+    for batch in batches(source, batch=100, steps=2):
+        numbers = batch["index"]
+        assert len(set(numbers)) == 100
+        examples = numbers % COUNT
+        assert np.bincount(examples).max() > 1
+        views = batch["view_1"].reshape(100, -1)
+        for example in range(COUNT):
+            copies = views[examples == example]
+            assert len(np.unique(copies, axis=0)) == len(copies)
 
 
 def test_a_batch_that_does_not_divide_is_a_mistake():
@@ -269,12 +277,12 @@ def test_unreadable_images_are_replaced_the_same_way_each_time(damaged):
     assert set(bad.names) == {f"folder/{i}.png" for i in BROKEN}
     bad.check()
     assert_equal(found[5:], batches(damaged, steps=8, first=5, bad=BadImages(10, damaged)))
-    index = np.concatenate([batch["index"] for batch in found])
+    index = np.concatenate([batch["index"] for batch in found]) % COUNT
     assert not set(index) & set(BROKEN)
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in found]), index % 3)
     sound = batches(Files(COUNT, size=damaged.pictures[0].shape[:2] if damaged.resident() else None), steps=8)
     for batch, other in zip(found, sound):
-        kept = ~np.isin(other["index"], BROKEN)
+        kept = ~np.isin(other["index"] % COUNT, BROKEN)
         np.testing.assert_array_equal(batch["index"][kept], other["index"][kept])
         # Cropping in batches rounds its own way.
         assert np.abs(batch["view_1"][kept].astype(int) - other["view_1"][kept]).max() <= 1

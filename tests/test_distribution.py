@@ -136,6 +136,17 @@ def test_concat_orders_by_replica_and_carries_gradients():
     np.testing.assert_array_equal(second, [[6], [8]])
 
 
+@pytest.mark.parametrize("dtype", [tf.uint8, tf.int64, tf.int32, tf.float32])
+def test_concat_sends_what_every_device_can_add(dtype, monkeypatch):
+    """TPUs add no int64, NCCL no bytes; a stand-in for such a device sees what is sent."""
+    sent = []
+    monkeypatch.setattr(collectives, "_all_sum", lambda value: sent.append(value.dtype) or value)
+    monkeypatch.setattr(collectives, "num_replicas", lambda: 2)
+    value = collectives.concat(tf.constant([[200], [7]], dtype))
+    assert value.dtype == dtype and value.numpy().ravel().tolist() == [200, 7, 0, 0]
+    assert set(sent) <= {tf.int32, tf.float32}
+
+
 def test_xla_with_several_replicas_is_refused():
     with pytest.raises(UserError, match="2 replicas"):
         train(2, jit_compile=True)

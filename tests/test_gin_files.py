@@ -92,13 +92,18 @@ def test_models_are_what_they_are_called():
 PUBLISHED = [
     # Mode, recipe; batch, epochs, base learning rate and its scaling; some of the rest.
     ("pretrain", "imagenet_r50", (4096, 800, 0.1, "sqrt"), {"Lars.weight_decay": 1e-4, "Pretrain.temperature": 0.1,
+     "Pretrain.probe_weight_decay": 1e-4,
      "WarmupCosine.warmup_fraction": 0.05, "ProjectionHead.num_layers": 3, "Augment.color_strength": 1.0,
      "Augment.blur_probability": 0.5, "train.make_optimizer": "@Lars"}),
     ("pretrain", "cifar10_r18", (512, 1000, 1.0, "linear"), {"Lars.weight_decay": 1e-4, "Pretrain.temperature": 0.5,
+     "Pretrain.probe_weight_decay": 1e-4,
      "Augment.color_strength": 0.5, "Augment.blur_probability": 0.0, "ResNet.stem": "cifar", "ResNet.depth": 18,
      "train.make_optimizer": "@Lars"}),
     ("linear_eval", "imagenet_r50", (4096, 90, 0.1, "linear"), {"Supervised.weight_decay": 1e-6, "Sgd.momentum": 0.9,
+     "Sgd.nesterov": True,
      "Augment.jitter_probability": 0.0, "Augment.blur_probability": 0.0, "train.make_optimizer": "@Sgd"}),
+    ("distill", "imagenet_r50", (4096, 400, 0.1, "sqrt"), {"Lars.weight_decay": 1e-4, "Distill.weight_decay": 1e-4,
+     "Distill.temperature": 1.0, "Augment.jitter_probability": 0.0, "train.make_optimizer": "@Lars"}),
 ]  # fmt: skip
 
 

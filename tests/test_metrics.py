@@ -32,6 +32,14 @@ def test_accuracy_counts_labelled_examples(scored):
     assert report["per_class"]["class 7"] is None
 
 
+def test_what_is_no_number_has_no_accuracy(scored):
+    labels, logits = scored
+    spoilt = logits.copy()
+    spoilt[np.flatnonzero(labels >= 0)[3], 2] = np.nan
+    with pytest.raises(UserError, match="says nothing of 1 of"):
+        metrics.classification(labels, spoilt, ["x"] * 8)
+
+
 def test_equal_scores_count_once():
     report = metrics.classification(np.array([0, 1, 2]), np.zeros((3, 3)), ["a", "b", "c"])
     assert report["top_1"] == pytest.approx(1 / 3)

@@ -61,11 +61,11 @@ def start_workers(workdir, *flags: str) -> list[subprocess.Popen]:
     ]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen], timeout: float = TIMEOUT) -> list[tuple[int, str]]:
     ends = []
     for process in processes:
         try:
-            told, _ = process.communicate(timeout=TIMEOUT)
+            told, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             told, _ = process.communicate()
@@ -127,7 +127,7 @@ def test_a_killed_worker_and_the_same_end(tmp_path, one_device):
     (chief, told), (killed, _) = finish(processes)
     assert killed == -9
     if chief == 0:  # It was quicker than the kill.
-        shutil.rmtree(first / "checkpoints")
+        shutil.rmtree(first)
     else:
         # 75 asks for another start; TensorFlow's own watchdog may abort the process first, which scripts take alike.
         assert chief == 75 or chief < 0, told
@@ -157,3 +157,20 @@ def test_sigterm_to_one_worker_stops_all_at_the_same_step(tmp_path):
     steps = {told.split("saved at step ")[1].split()[0] for _, told in ends}
     assert len(steps) == 1
     assert (tmp_path / "checkpoints" / f"step-{steps.pop()}.index").exists()
+
+
+@pytest.mark.slow
+def test_workers_agree_on_how_many_steps_a_call_takes(tmp_path):
+    """Only the chief draws pictures, after the first step: by its own clock each worker would choose another number."""
+    number = 40
+    ends = finish(
+        start_workers(
+            tmp_path,
+            f"--gin_param=train.steps={number}",
+            f"--gin_param=train.checkpoint_every_steps={number}",
+            "--gin_param=train.board_images=20",
+        ),
+        timeout=180,
+    )
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(number))

@@ -227,6 +227,25 @@ def test_everything_may_change_before_there_is_a_checkpoint(whole, tmp_path):
     identity.check(str(workdir), {"stage": "other", "network": {}}, identity.identify({}, steps=1))
 
 
+def test_results_whose_checkpoints_are_gone_are_not_written_over(whole, tmp_path):
+    workdir = copy(whole, tmp_path, without_result=False)
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / records.METRICS).read_bytes()
+    with pytest.raises(UserError, match="holds the results of a finished run, but no checkpoint"):
+        run(workdir)
+    assert (workdir / records.METRICS).read_bytes() == before
+
+
+def test_weights_that_the_last_update_spoilt_are_not_saved(tmp_path, monkeypatch):
+    def rate(self, step):
+        return tf.where(tf.equal(step, 5), tf.constant(float("inf")), tf.constant(0.1))
+
+    monkeypatch.setattr(WarmupCosine, "__call__", rate)
+    with pytest.raises(UserError, match="weights are not finite at step 5 .*last good checkpoint is kept"):
+        run(tmp_path)
+    assert checkpoint.newest(str(tmp_path)).endswith("step-3")
+
+
 def test_harmless_settings_are_not_part_of_a_run():
     settings = {"train.keep_checkpoints": "3", "train.steps_per_call": "1", "Lars.momentum": "0.9"}
     assert identity.identify(settings, steps=4) == {"steps": 4, "settings": {"Lars.momentum": "0.9"}}

@@ -19,6 +19,7 @@ from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages import distill
 from simclr_tf.stages.distill import Distill
+from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
 
 SIZE, BATCH = 16, 8
@@ -219,6 +220,16 @@ def test_unlabelled_images_alone_need_no_labels(monkeypatch):
     batch["label"][:] = -1
     record = steps(stage, {"unlabelled": batch}, 1)[0]
     assert "accuracy" not in record and record["loss"] == record["distillation"] > 0
+
+
+def test_the_probe_decays_through_the_loss(monkeypatch):
+    stage = Pretrain(FakeData(), Augment(), encoder, head, probe_weight_decay=0.5)
+    kernel = stage.network.classifier.dense.kernel
+    kernel.assign(tf.ones_like(kernel))
+    assert float(stage.penalties()["weight_decay"]) == pytest.approx(0.25 * kernel.shape.num_elements())
+    assert Pretrain(FakeData(), Augment(), encoder, head).penalties() == {}
+    with pytest.raises(UserError, match="Pretrain.probe_weight_decay is -1"):
+        Pretrain(FakeData(), Augment(), encoder, head, probe_weight_decay=-1)
 
 
 def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):

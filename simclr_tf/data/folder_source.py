@@ -116,6 +116,10 @@ class FolderSource(Source):
             names, others = _list(self._root)
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"folder:{path} cannot be listed ({str(error).splitlines()[0]})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"folder:{path} has a name that is not UTF-8 ({error.object!r}); rename it, such as with convmv"
+            ) from None
         if not names:
             found = f"it has {len(others)} other file(s), such as {others[0]}" if others else "it has no files at all"
             raise UserError(f"folder:{path} has no JPEG, PNG, BMP or GIF pictures; {found}")

@@ -26,10 +26,14 @@ _EXAMPLES_PER_PLAN = 2048
 
 
 class _Plan(NamedTuple):
-    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` False for padding."""
+    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` False for padding.
+
+    `again` is added to `index` in the end, so that an image's copies in a batch have numbers of their own.
+    """
 
     seeds: tf.Tensor
     index: tf.Tensor
+    again: tf.Tensor
     draws: tf.Tensor
     wanted: tf.Tensor
 
@@ -80,7 +84,8 @@ def train_dataset(
 
     Returns:
       Elements with the crops' names -> [b, S, S, 3] uint8, `label` [b] int32 (-1 where unknown) and `index` [b] int64,
-      the examples' numbers in the source.
+      the examples' numbers in the source, from which their random numbers follow. Where a batch goes on into another
+      epoch these are higher by `source.num_examples`, and so on: an image that comes twice is not augmented alike.
     """
     replicas = _local_replicas(global_batch_size, per_replica_batch_size, num_shards)
     stream_id = _CROP_STREAM if stream_name == "train" else stream(f"host crop {stream_name}")
@@ -91,8 +96,10 @@ def train_dataset(
         positions = step[:, None] * global_batch_size + rows
         index = permutation(seed, stream_name, tf.reshape(positions, [-1]), source.num_examples)
         index = tf.reshape(index, tf.shape(positions))
-        seeds = example_seed(seed, stream_id, step[:, None], index)
-        return _Plan(seeds, index, prepare.draws(seeds), tf.ones_like(index, tf.bool))
+        epochs = positions // source.num_examples - step[:, None] * global_batch_size // source.num_examples
+        again = epochs * source.num_examples
+        seeds = example_seed(seed, stream_id, step[:, None], index + again)
+        return _Plan(seeds, index, again, prepare.draws(seeds), tf.ones_like(index, tf.bool))
 
     plans = _plans(plan, num_steps * replicas, per_replica_batch_size)
     batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=True)
@@ -135,7 +142,7 @@ def eval_dataset(
         positions = step[:, None] * batch_size + rows
         index = tf.minimum(positions, source.num_examples - 1)
         seeds = tf.zeros(tf.concat([tf.shape(index), [2]], axis=0), tf.int32)
-        return _Plan(seeds, index, prepare.draws(seeds), positions < source.num_examples)
+        return _Plan(seeds, index, tf.zeros_like(index), prepare.draws(seeds), positions < source.num_examples)
 
     plans = _plans(plan, steps * replicas, per_replica_batch_size)
     return _finished(_batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=False))
@@ -224,7 +231,7 @@ def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], pl
     return {
         **crop(tf.gather(pixels.images, index), plan.draws),
         "label": tf.gather(pixels.labels, index),
-        "index": index,
+        "index": index + plan.again,
         "weight": tf.cast(usable, tf.float32),
     }
 
@@ -259,7 +266,7 @@ def _reader(
             with tf.control_dependencies([noted]):
                 image = tf.identity(image)
         crops = prepare.of_image(image, plan.draws)
-        return {**crops, "label": label, "index": index, "weight": tf.cast(sound, tf.float32)}
+        return {**crops, "label": label, "index": index + plan.again, "weight": tf.cast(sound, tf.float32)}
 
     def again(seeds: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with tf.control_dependencies([bad_images.add_in_graph(index)]):

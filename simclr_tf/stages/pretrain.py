@@ -42,6 +42,7 @@ class Pretrain(Stage):
         micro_batch_size: int | None = None,
         micro_batch_norm: str = "apart",
         probe: bool = True,
+        probe_weight_decay: float = 0.0,
         precision: str = "float32",
         data_dir: str | None = None,
     ):
@@ -61,13 +62,16 @@ class Pretrain(Stage):
             never share statistics that would tell them; "together", where they are in the same one; or "averages",
             where batch norm is in inference mode and its moving averages stay as they are (for a trained network).
           probe: whether to train the linear probe where labels exist.
+          probe_weight_decay: of the probe's kernel, through the loss: half of it times the squared norm.
           precision: "float32", "bfloat16" or "float64".
           data_dir: where data sets lie.
         """
         super().__init__(name=self.name)
         losses.check_temperature("Pretrain", temperature)
         losses.check_nt_xent("Pretrain", nt_xent)
-        self._data_dir = data_dir
+        if not isinstance(probe_weight_decay, (int, float)) or not probe_weight_decay >= 0:
+            raise UserError(f"Pretrain.probe_weight_decay is {probe_weight_decay!r}; use a number of at least 0")
+        self._data_dir, self._probe_weight_decay = data_dir, probe_weight_decay
         self._data, self._augment, self._temperature = data, augment, temperature
         self._nt_xent = nt_xent
         if micro_batch_size is not None and (
@@ -141,6 +145,12 @@ class Pretrain(Stage):
             parts["probe"] = _mean_of_views(losses.cross_entropy(labels, logits))
             metrics["probe_accuracy"] = _mean_of_views(losses.top_1(labels, logits))
         return parts, metrics
+
+    def penalties(self) -> dict[str, tf.Tensor]:
+        """See `Stage`."""
+        if not self._probe_weight_decay or self.network.classifier is None:
+            return {}
+        return {"weight_decay": self._probe_weight_decay * tf.nn.l2_loss(self.network.classifier.dense.kernel)}
 
     def _images(self, views) -> tf.Tensor:
         """Returns both views' images one after the other, augmented."""
