@@ -186,7 +186,6 @@ def _distillation() -> Study:
         "student alone, fine-tuned": Shared("labels", "10 %, fine-tuned"),
         "student, distilled": Shared("laptop", "student of the latter"),
         "self-distilled": Run("distill", recipe("distill", "cifar10_laptop"), (), itself),
-        "self-distilled, nine epochs": Run("distill", recipe("distill", "cifar10_laptop"), ("EPOCHS=9",), itself),
     }
     return Study(
         "Distillation",
