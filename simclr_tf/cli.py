@@ -49,9 +49,15 @@ _VIRTUAL_DEVICES = flags.DEFINE_integer(
     "virtual_devices", 0, "Split the CPU into so many devices, to try distribution."
 )
 _GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file", [], "Recipe or other gin file, on top of the mode's own; may be repeated."
+    "gin_file",
+    [],
+    "Recipe or other gin file, on top of the mode's own; may be repeated. With --mode=all STAGE:FILE is for one stage.",
 )
-_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "One gin binding, such as EPOCHS=20; may be repeated.")
+_GIN_PARAM = flags.DEFINE_multi_string(
+    "gin_param",
+    [],
+    "One gin binding, such as EPOCHS=20; may be repeated. With --mode=all STAGE:BINDING is for one stage.",
+)
 _STAGE = flags.DEFINE_string(
     "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
 )

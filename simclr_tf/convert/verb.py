@@ -43,7 +43,8 @@ def run_convert(
         where they are.
       classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints
         do not tell where several are equally wide; None takes 0 under a folder called "pretrained" (their classifier is
-        a linear probe), else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there), else 0.
+        a linear probe) or "supervised", else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there),
+        else 0.
       image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
       class_names: names of the classes, in the order of the logits; None numbers them.
 
