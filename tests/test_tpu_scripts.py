@@ -18,6 +18,11 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "tpu_scripts"
 # (how the next runs end), starts (what was run), preempt_at (the number of the look at which the TPU is taken away).
 GCLOUD = r"""#!/usr/bin/env bash
 printf '%s\n' "$*" >> "$STAND/calls"
+echo "WARNING: This command is using service account impersonation." >&2
+if [[ -e $STAND/no_account ]]; then
+  echo "ERROR: (gcloud) You do not currently have an active account selected." >&2
+  exit 1
+fi
 vanish() { rm -rf "$STAND/state" "$STAND/home"; }
 appear() { mkdir -p "$STAND/home"; echo READY > "$STAND/state"; }
 missing() { echo "ERROR: (gcloud) NOT_FOUND: no such thing" >&2; exit 1; }
@@ -29,6 +34,7 @@ case "$*" in
     [[ $(wc -l < "$STAND/queue") == 1 ]] || sed -i 1d "$STAND/queue"
     [[ $(cat "$STAND/queue") != ACTIVE ]] || appear ;;
   *"tpu-vm create"*)
+    if [[ -e $STAND/refused ]]; then echo "ERROR: (gcloud) PERMISSION_DENIED: not yours" >&2; exit 1; fi
     if [[ -e $STAND/no_capacity ]]; then rm "$STAND/no_capacity"; echo "ERROR: no more capacity" >&2; exit 1; fi
     appear ;;
   *"queued-resources create"*) printf '%s\n' WAITING_FOR_RESOURCES PROVISIONING ACTIVE > "$STAND/queue" ;;
@@ -58,7 +64,9 @@ case "$*" in
   *"-m venv"*)
     for folder; do :; done
     mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; echo "$*" >> "$STAND/venv" ;;
-  *"-m pip"*) echo "$*" >> "$STAND/pip" ;;
+  *"-m pip"*)
+    echo "$*" >> "$STAND/pip"
+    if [[ -s $STAND/pip_fails ]]; then sed -i 1d "$STAND/pip_fails"; exit 1; fi ;;
   "-c import ensurepip"*) ;;
   *simclr_tf.stack*) cat "$STAND/tensorflow" ;;
   run.py*)
@@ -193,6 +201,88 @@ def test_a_preempted_tpu_is_made_anew(stand, queued):
     ]
     assert len(stand.read("starts")) == 2
     assert "PREEMPTED" in done.stderr
+
+
+def test_the_next_stage_on_the_same_tpu(stand):
+    stand.write("codes", "0\n0\n")
+    assert stand.run("launch.sh").returncode == 0
+    again = stand.run("launch.sh")
+    assert again.returncode == 0 and "costs money" in again.stderr
+    assert len(stand.read("starts")) == 1
+    stand.configure(RUN="(--mode=finetune)", WORKDIR="gs://bucket/next")
+    assert stand.run("launch.sh").returncode == 0
+    assert [line.split()[1] for line in stand.read("starts")] == ["--mode=pretrain", "--mode=finetune"]
+    assert changes(stand.verbs()) == ["tpu-vm create", "tpu-vm scp"]
+
+
+def test_another_run_is_left_alone(stand):
+    stand.write("codes", "waits\n")
+    stand.run("create.sh")
+    stand.run("setup.sh")
+    stand.on_vm("start", "1", "--mode=pretrain")
+    done = stand.run("launch.sh")
+    assert done.returncode == 1 and "another run is going on" in done.stderr
+    assert len(stand.read("starts")) == 1
+    time.sleep(0.3)
+    stand.on_vm("stop")
+
+
+def test_what_failed_before_is_tried_once_more(stand):
+    stand.write("codes", "1\n0\n")
+    assert stand.run("launch.sh").returncode == 1
+    assert stand.run("launch.sh").returncode == 0
+    assert len(stand.read("starts")) == 2
+    # With what was put right in the checkout.
+    assert stand.verbs().count("tpu-vm scp") == 2
+
+
+def test_a_set_up_that_fails_is_tried_again(stand):
+    stand.write("codes", "0\n")
+    stand.write("pip_fails", "x\nx\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    assert stand.verbs().count("tpu-vm scp") == 3
+    stand.run("delete.sh")
+    stand.write("pip_fails", "x\n" * 9)
+    done = stand.run("launch.sh")
+    assert done.returncode == 1 and "costs money" in done.stderr
+    assert len(stand.read("starts")) == 1
+
+
+def test_what_will_never_be_granted_is_asked_for_once(stand):
+    stand.write("refused", "")
+    done = stand.run("launch.sh")
+    assert done.returncode == 1 and "asking again will not help" in done.stderr
+    assert stand.verbs().count("tpu-vm create") == 1
+
+
+def test_a_request_keeps_its_place_in_line(stand):
+    stand.configure(QUEUED="yes")
+    stand.write("codes", "0\n")
+    stand.write("queue", "WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    assert changes(stand.verbs()) == ["tpu-vm scp"]
+
+
+def test_without_gcloud(stand):
+    tools = stand.folder / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "basename", "sed"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    stand.environment["PATH"] = str(tools)
+    done = stand.run("launch.sh")
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "launch.sh: there is no gcloud here; install Google's Cloud CLI and log in"
+    ]
+
+
+def test_without_a_login(stand):
+    stand.write("no_account", "")
+    done = stand.run("launch.sh")
+    assert done.returncode == 1
+    assert "You do not currently have an active account" in done.stderr and "put right what gcloud said" in done.stderr
+    assert changes(stand.verbs()) == []
 
 
 def test_no_capacity_is_asked_for_again(stand):

@@ -43,6 +43,7 @@ start() {
   [[ ${STACK:-} == 2.15 || ${STACK:-} == 2.20 ]] || die "STACK=${STACK:-} in $config_path; use 2.15 or 2.20"
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "NAME=$NAME in $config_path; use small letters, digits and dashes"
   POLL_SECONDS=${POLL_SECONDS:-60} MAX_CRASHES=${MAX_CRASHES:-5} DATA_DIR=${DATA_DIR:-} RUNTIME_VERSION=${RUNTIME_VERSION:-}
+  [[ $PRINT ]] || command -v gcloud > /dev/null || die "there is no gcloud here; install Google's Cloud CLI and log in"
   place=(--project="$PROJECT" --zone="$ZONE")
   host_count=$(hosts)
 }
@@ -83,31 +84,27 @@ runtime_version() {
   fi
 }
 
-# The TPU's state, in gcloud's words; NONE where there is none.
-tpu_state() {
-  local answer
-  if answer=$(gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format='value(state)' 2>&1); then
+# described KIND FIELD: a state, in gcloud's words; NONE where there is nothing of the kind.
+described() {
+  local answer errors
+  # Apart from the answer: gcloud warns of this and that.
+  errors=$(mktemp)
+  if answer=$(gcloud compute tpus "$1" describe "$NAME" "${place[@]}" --format="value($2)" 2> "$errors"); then
     echo "${answer:-UNKNOWN}"
-  elif [[ $answer == *NOT_FOUND* || $answer == *"not found"* ]]; then
+  elif grep -q NOT_FOUND "$errors"; then
     echo NONE
   else
-    note "gcloud cannot tell the state of $NAME: ${answer%%$'\n'*}"
+    note "gcloud cannot tell the state of $NAME ($1): $(grep ERROR "$errors" | head -n 1)"
     echo UNKNOWN
   fi
+  rm -f "$errors"
 }
 
-# The state of the queued request, in gcloud's words; NONE where there is none.
-queue_state() {
-  local answer
-  if answer=$(gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" --format='value(state.state)' 2>&1); then
-    echo "${answer:-UNKNOWN}"
-  elif [[ $answer == *NOT_FOUND* || $answer == *"not found"* ]]; then
-    echo NONE
-  else
-    note "gcloud cannot tell the state of the request $NAME: ${answer%%$'\n'*}"
-    echo UNKNOWN
-  fi
-}
+# The TPU's state.
+tpu_state() { described tpu-vm state; }
+
+# The state of the queued request.
+queue_state() { described queued-resources state.state; }
 
 # on WORKER COMMAND: runs a command on one host, or on "all".
 on() {

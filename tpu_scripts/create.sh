@@ -17,7 +17,10 @@ if [[ $QUEUED == no ]]; then
   exit
 fi
 
-run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${place[@]}" \
+state=NONE
+[[ $PRINT ]] || state=$(queue_state)
+# A request that stands in line keeps its place.
+[[ $state == NONE ]] && run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${place[@]}" \
   --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$version" ${spot[@]+"${spot[@]}"} ${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"}
 if [[ $PRINT ]]; then
   show gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" '--format=value(state.state)'

@@ -15,7 +15,7 @@ start "$@"
 arguments=("${RUN[@]}" --workdir="$WORKDIR" --tpu=local)
 [[ $DATA_DIR ]] && arguments+=(--data_dir="$DATA_DIR")
 start_command="bash $remote/tpu_scripts/remote_run.sh start $host_count $(printf '%q ' "${arguments[@]}")"
-status_command="bash $remote/tpu_scripts/remote_run.sh status"
+status_command="bash $remote/tpu_scripts/remote_run.sh status $(printf '%q ' "${arguments[@]}")"
 
 if [[ $PRINT ]]; then
   show gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" '--format=value(state)'
@@ -26,54 +26,112 @@ if [[ $PRINT ]]; then
   exit
 fi
 
-# Deletes what is left of a TPU that was taken away, and makes a new one.
-renew() {
-  [[ $1 == NONE && ($QUEUED == no || $(queue_state) == NONE) ]] || script delete.sh
-  until script create.sh; do
-    note "no TPU to be had; asking again in ${POLL_SECONDS}s"
-    sleep "$POLL_SECONDS"
-    [[ $(tpu_state) == NONE && ($QUEUED == no || $(queue_state) == NONE) ]] || script delete.sh
-  done
-  script setup.sh
+# Ends the watching, and says what goes on costing money.
+leave() {
+  note "the TPU $NAME is still there and costs money; delete.sh deletes it"
+  exit "$1"
 }
 
-crashes=0
+remove() {
+  script delete.sh && return
+  note "cannot delete what is left of $NAME; trying again"
+  sleep "$POLL_SECONDS"
+}
+
+# Makes a TPU, as long as one may be had later.
+create() {
+  local errors
+  errors=$(mktemp)
+  if ! script create.sh 2> >(tee "$errors" >&2); then
+    sleep 0.1  # tee has the last line, too.
+    if grep -qE 'PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Reauthentication|invalid choice|unrecognized arguments' "$errors"; then
+      rm -f "$errors"
+      die "asking again will not help; put right what gcloud said"
+    fi
+    note "no TPU to be had; asking again in ${POLL_SECONDS}s"
+    sleep "$POLL_SECONDS"
+  fi
+  rm -f "$errors"
+}
+
+# There is no TPU: asks for one, or goes on standing in line.
+request() {
+  local queue=NONE
+  [[ $QUEUED == no ]] || queue=$(queue_state)
+  case $queue in
+    UNKNOWN) sleep "$POLL_SECONDS" ;;
+    # An active request without its TPU: somebody deleted that.
+    FAILED | SUSPENDED | SUSPENDING | ACTIVE) remove; create ;;
+    *) create ;;
+  esac
+}
+
+failed_setups=0
+set_up() {
+  if script setup.sh; then
+    failed_setups=0
+  elif ((++failed_setups >= MAX_CRASHES)); then
+    note "the set-up failed $failed_setups times in a row"
+    leave 1
+  else
+    note "the set-up failed; trying again in ${POLL_SECONDS}s"
+    sleep "$POLL_SECONDS"
+  fi
+}
+
+started=''
+start_run() {
+  note "the run is to be started ($1)"
+  if on all "$start_command"; then started=yes; else note "cannot reach the TPU; trying again"; fi
+  sleep "$POLL_SECONDS"
+}
+
+runtime_version > /dev/null
+crashes=0 state=''
 while :; do
+  before=$state
   state=$(tpu_state)
+  # Later it may be the network.
+  [[ $state$before != UNKNOWN ]] || die "put right what gcloud said, and launch again"
   case $state in
     READY) ;;
-    NONE) note "there is no TPU $NAME; making one"; renew "$state"; continue ;;
+    NONE) note "there is no TPU $NAME; making one"; request; continue ;;
     PREEMPTED | TERMINATED | STOPPED | FAILED | SUSPENDED)
-      note "the TPU is $state; making a new one"; renew "$state"; continue ;;
+      note "the TPU is $state; making a new one"; remove; continue ;;
     *) note "the TPU is $state; waiting"; sleep "$POLL_SECONDS"; continue ;;
   esac
   # An ssh that fails says nothing of the run: the next look at the TPU's state does.
   status=$(on 0 "$status_command" 2>/dev/null | tail -n 1) || status=unreachable
   case $status in
-    running) sleep "$POLL_SECONDS" ;;
+    running) started=yes; sleep "$POLL_SECONDS" ;;
     "exited 0")
       note "the run is finished; see $WORKDIR, and fetch.sh"
-      exit 0 ;;
+      leave 0 ;;
     none | lost | "exited 75")
       [[ $status == "exited 75" ]] && crashes=0
-      note "the run is to be started (it was: $status)"
-      on all "$start_command" || note "cannot reach the TPU; trying again"
-      sleep "$POLL_SECONDS" ;;
+      start_run "it was: $status" ;;
+    another)
+      note "another run is going on on $NAME; see logs.sh, and wait for its end, or give another NAME"
+      leave 1 ;;
+    unready) set_up ;;
     "exited "*)
       code=${status#exited }
       # 128 and more: ended by a signal, such as 137 by the kernel when memory ran out.
       if ((code > 128 && ++crashes < MAX_CRASHES)); then
-        note "the run was ended by signal $((code - 128)); starting it again ($crashes of $MAX_CRASHES)"
-        on all "$start_command" || note "cannot reach the TPU; trying again"
-        sleep "$POLL_SECONDS"
+        start_run "signal $((code - 128)) ended it; $crashes of $MAX_CRASHES"
+        continue
+      fi
+      if [[ ! $started ]]; then
+        # It ended before this watch began; whatever was wrong may have been put right since.
+        set_up
+        start_run "an earlier one ended with $code"
         continue
       fi
       note "the run failed with exit code $code; the end of its log:"
       on 0 "tail -n 20 simclr_run/log" >&2 || true
-      exit "$code" ;;
+      leave "$code" ;;
     *)
       # Either the host does not answer, or it answers but has nothing on it yet.
-      if on 0 true 2>/dev/null; then script setup.sh; else note "$NAME does not answer; waiting"; fi
-      sleep "$POLL_SECONDS" ;;
+      if on 0 true 2>/dev/null; then set_up; else note "$NAME does not answer; waiting"; sleep "$POLL_SECONDS"; fi ;;
   esac
 done

@@ -2,7 +2,9 @@
 # Runs on each host of the TPU: starts the run, and tells how it goes.
 #
 # Usage: remote_run.sh start HOSTS ARGUMENTS...   starts `simclr ARGUMENTS` unless it is running; on host 0 only
-#        remote_run.sh status                     says: running, exited CODE, lost (it ended without a code), or none
+#        remote_run.sh status [ARGUMENTS...]      says: running, exited CODE, lost (it ended without a code), none, or
+#                                                 unready (setup.sh did not end); given arguments, says of a run with
+#                                                 others: another (it is running), or none
 #        remote_run.sh stop                       asks it to save and end, and waits
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -35,6 +37,7 @@ case ${1:-} in
       exit 0
     fi
     rm -f "$state/code"
+    printf '%q ' "$@" > "$state/arguments"
     # On a pod the hosts' servers hold the TPU, and this process only talks to them.
     ((hosts > 1)) && export TPU_LOAD_LIBRARY=0
     cd "$(dirname "$here")"
@@ -55,7 +58,14 @@ case ${1:-} in
     echo started
     ;;
   status)
-    if [[ -r $state/code ]]; then
+    shift
+    same=yes
+    if (($#)) && [[ -e $state/arguments && $(<"$state/arguments") != "$(printf '%q ' "$@")" ]]; then same=''; fi
+    if [[ ! -e $HOME/simclr_ready ]]; then
+      echo unready
+    elif [[ ! $same ]]; then
+      if running; then echo another; else echo none; fi
+    elif [[ -r $state/code ]]; then
       echo "exited $(<"$state/code")"
     elif running; then
       echo running

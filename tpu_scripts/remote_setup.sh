@@ -9,6 +9,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 stack=${1:?which stack, 2.15 or 2.20}
 venv=$HOME/simclr_venv
 
+rm -f "$HOME/simclr_ready"
 case $stack in
   2.15) make=(python3 -m venv --system-site-packages "$venv") ;;
   2.20) make=(python3 -m venv "$venv") ;;
@@ -28,4 +29,5 @@ if [[ $found != "$stack".* ]]; then
   echo "remote_setup.sh: TensorFlow $found is installed, and the stack is $stack; create the TPU with an image of that version" >&2
   exit 1
 fi
+touch "$HOME/simclr_ready"
 echo "$(hostname): TensorFlow $found is ready"
