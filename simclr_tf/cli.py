@@ -15,7 +15,7 @@ from logging import LogRecord, getLogger
 from absl import flags, logging
 
 from simclr_tf import preemption
-from simclr_tf.errors import UsageError, UserError
+from simclr_tf.errors import UsageError, UserError, first_line
 from simclr_tf.models import embedded_networks
 from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 
@@ -177,6 +177,12 @@ def _resolve_embedded(operation: Operation) -> None:
     for flag in ("workdir", "init_from", "teacher"):
         value = flags.FLAGS[flag].value
         if value:
+            wrong = next((sign for sign in "[\\" if sign in value), None)
+            if wrong is not None:
+                raise UserError(
+                    f"--{flag}={value} has a {wrong} in it, and TensorFlow finds no checkpoint in such a folder again; "
+                    "give a folder without"
+                )
             flags.FLAGS[flag].value = embedded_networks.resolve(value, f"--{flag}")
 
 
@@ -193,6 +199,21 @@ def _check_writable(workdir: str) -> None:
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--workdir={workdir} cannot be written to ({reason}); choose another folder") from None
+
+
+def _save_config(workdir: str) -> None:
+    """Writes `config.gin`, but never over one that is the user's own."""
+    from simclr_tf import config, identity
+    from simclr_tf.stack import tf
+
+    path = os.path.join(workdir, config.CONFIG)
+    if tf.io.gfile.exists(path) and not tf.io.gfile.exists(os.path.join(workdir, identity.RUN)):
+        with tf.io.gfile.GFile(path) as file:
+            if file.read() != config.config_text():
+                raise UserError(
+                    f"{path} is there, but no run; it would be written over: move it, or use a new --workdir"
+                )
+    config.save(workdir)
 
 
 def _inherited(operation: Operation) -> list[str]:
@@ -329,7 +350,7 @@ def _run(argv: list[str]) -> None:
         dry_run=_DRY_RUN.value,
         # Most of a recipe is of no interest to what only shows it.
         built=config.lint if not operation.shows_recipe else lambda: None,
-        accepted=lambda: config.save(_WORKDIR.value),
+        accepted=lambda: _save_config(_WORKDIR.value),
         stepped=lambda: config.save_operative(_WORKDIR.value),
         settings=config.settings,
     )
@@ -350,6 +371,23 @@ def _guarded(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("simclr: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         return 130
+    except Exception as error:
+        refused = _refused_by_the_file_system(error)
+        if refused is None:
+            raise
+        sys.stdout.flush()
+        print(f"simclr: {refused}; give a path that can be used from here", file=sys.stderr)
+        return 1
+
+
+def _refused_by_the_file_system(error: Exception) -> str | None:
+    """What the file system says of a path that this machine or user may not use; None for any other error."""
+    from simclr_tf.stack import tf
+
+    unknown = isinstance(error, tf.errors.UnimplementedError) and "File system scheme" in str(error)
+    if unknown or isinstance(error, (tf.errors.PermissionDeniedError, PermissionError)):
+        return first_line(error)
+    return None
 
 
 def _concerns_users(record: LogRecord) -> bool:

@@ -73,13 +73,17 @@ class _Deferred:
         self._watch._deferred = False
 
 
-def call(command: list[str]) -> int:
+def call(command: list[str], environment: dict[str, str] | None = None) -> int:
     """Runs a command like `subprocess.call`, and hands SIGTERM on to it instead of dying and leaving it alone.
+
+    Args:
+      command: program and arguments.
+      environment: of the command; None for this process's.
 
     Returns:
       Its exit code.
     """
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=environment)
     before = None
     if _main_thread():
         before = signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))

@@ -20,7 +20,11 @@ def run_command(*arguments: str) -> None:
       UserError: when it fails; what it said is above.
     """
     print(f"\n$ simclr {shlex.join(arguments)}", flush=True)
-    code = preemption.call([sys.executable, "-m", "simclr_tf.cli", *arguments])
+    # This very package, wherever one stands.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "simclr_tf.cli", *arguments]
+    code = preemption.call(command, {**os.environ, "PYTHONPATH": paths})
     if code:
         raise UserError(
             f"the last command ended with exit code {code}; put right what it said, and give the same command again",

@@ -144,6 +144,11 @@ WRONG = [
      1, r"/cut/.*can(not)? be read"),
     ("finetune from garbage", mode("finetune", "--init_from={env}/garbage", *TINY), 1, r"/garbage.*checkpoint"),
     ("architecture without an encoder", of("knn", "wild_architecture"), 1, r"architecture.json cannot be understood"),
+    ("a bracket in the workdir", ("--mode=pretrain", "--workdir={out}/lr[0.1]"), 1, r"has a \[ in it"),
+    ("an unknown file system", mode("finetune", "--init_from=s3://bucket/run"), 1, r"scheme 's3' not implemented"),
+    ("an unknown file system to look at", ("--mode=knn", "--workdir=s3://bucket/run"),
+     1, r"scheme 's3' not implemented"),
+    ("a recipe from the web", mode("pretrain", "--gin_file=https://x.org/a.gin"), 1, r"scheme 'https' not implemented"),
     ("another width", (*FINETUNE, *gin("ResNet.width=0.125")), 1, r"width is 0.0625 there, 0.125 here"),
     ("another depth", (*FINETUNE, *gin("ResNet.depth=34")), 1, r"depth is 18 there, 34 here"),
     ("another stem", (*FINETUNE, *gin("ResNet.stem='imagenet'")), 1, r"stem is 'cifar' there, 'imagenet' here"),
@@ -394,3 +399,12 @@ def test_nothing_in_a_file_may_run():
                 for keyword in node.keywords:
                     unsafe = keyword.arg in ("shell", "allow_pickle") and getattr(keyword.value, "value", True)
                     assert not unsafe, where
+
+
+def test_a_config_of_ones_own_is_not_written_over(tmp_path):
+    own = tmp_path / "config.gin"
+    own.write_text("train.steps = 3  # as last year\n")
+    done = simclr("--mode=pretrain", f"--workdir={tmp_path}", f"--gin_file={own}", *TINY)
+    assert done.code == 1
+    assert "config.gin is there, but no run" in done.err and "Traceback" not in done.err
+    assert own.read_text() == "train.steps = 3  # as last year\n"

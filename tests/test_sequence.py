@@ -21,6 +21,12 @@ def test_values_for_one_stage_or_all():
         sequence.for_stage(["pretrian:EPOCHS=2"], "pretrain")
 
 
+def test_commands_run_from_any_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    sequence.run_command("--help")
+    assert "--workdir" in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_three_stages(tmp_path, capfd):
     params = (
