@@ -13,6 +13,7 @@ import numpy as np
 from simclr_tf import contact_sheet, records, summaries, views
 from simclr_tf.contact_sheet import Cell
 from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.bad_images import IgnoredImages
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.pipeline import eval_dataset
@@ -48,7 +49,7 @@ class Board:
         self._class_names = description.get("class_names") or ()
         size = {"batch_size": _BATCH, "per_replica_batch_size": _BATCH}
         # Unreadable images have weight 0; whether there are too many of them is the training's to say.
-        ignored = _Ignored()
+        ignored = IgnoredImages()
         batches = list(eval_dataset(source, central(self._data.image_size), **size, bad_images=ignored))
         joined = {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
         self._images, self._sound = joined["image"], np.flatnonzero(joined["weight"] > 0)
@@ -143,21 +144,6 @@ class Board:
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
-
-
-class _Ignored:
-    """Stands for `BadImages` where nothing is to be counted."""
-
-    def add(self, index: int) -> bool:
-        """Takes note of nothing; there are never too many."""
-        return False
-
-    def add_in_graph(self, index: tf.Tensor) -> tf.Tensor:
-        """The same as an operation; returns True."""
-        return tf.constant(True)
-
-    def check(self) -> None:
-        """Has nothing to say."""
 
 
 def is_worth_a_look(step: int, steps: int, checkpoint_every_steps: int) -> bool:

@@ -356,7 +356,8 @@ def _run(argv: list[str]) -> None:
     )
     if flags.FLAGS["workdir"].using_default_value:
         place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[_MODE.value]}, which comes with the package, is taken")
-    configurables.configured(operation.configurable)(place)
+    with cluster.lost_hosts_start_again(strategy):
+        configurables.configured(operation.configurable)(place)
 
 
 def _guarded(run: Callable[[], None]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from simclr_tf import hosts, preemption
-from simclr_tf.errors import UserError, first_line
+from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.stack import tf
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -36,6 +38,32 @@ def role(strategy: tf.distribute.Strategy) -> Role:
         return Role(0, 1)
     resolver = strategy.cluster_resolver
     return Role(resolver.task_id or 0, max(1, len(resolver.cluster_spec().as_dict().get("worker", []))))
+
+
+def may_lose_hosts(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the run depends on other processes, which may go away through nobody's fault."""
+    return role(strategy).count > 1 or isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def reads_elsewhere(strategy: tf.distribute.Strategy) -> bool:
+    """Whether input pipelines run in other processes, where none of this one's Python can be called."""
+    if not isinstance(strategy, tf.distribute.TPUStrategy):
+        return False
+    return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).job not in (None, "localhost")
+
+
+@contextlib.contextmanager
+def lost_hosts_start_again(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Within it, what TensorFlow raises when another process went away becomes `StartAgain`."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if not may_lose_hosts(strategy):
+            raise
+        count = role(strategy).count
+        who = f"another of the {count} workers" if count > 1 else "the TPU, or a host of it,"
+        again = "start all of them again: they go" if count > 1 else "start again: the run goes"
+        raise StartAgain(f"{who} went away ({first_line(error)}); {again} on from the last checkpoint") from None
 
 
 def _split_cpu(virtual_devices: int) -> None:
@@ -114,15 +142,20 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
             file=sys.stderr,
             flush=True,
         )
+    # A resolver that is not told of GPUs has none, and asking for logical ones would start TensorFlow too early.
+    gpus = len(tf.config.list_physical_devices("GPU"))
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(workers.addresses)}),
         task_type="worker",
         task_id=workers.index,
+        num_accelerators={"GPU": gpus} if gpus else None,
         rpc_layer="grpc",
     )
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    exchange = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if gpus else kinds.AUTO)
     try:
         with preemption.fatal():
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver, communication_options=exchange)
     except tf.errors.OpError as error:
         raise UserError(
             f"worker {workers.index} cannot join {', '.join(workers.addresses)} ({first_line(error)});"

@@ -125,12 +125,18 @@ def all_mean(value: tf.Tensor) -> tf.Tensor:
     return _all_sum(value) / tf.cast(replicas, value.dtype) if replicas > 1 else value
 
 
+def _on_tpu() -> bool:
+    context = tf.distribute.get_replica_context()
+    strategy = context.strategy if context is not None else None
+    return OneProgram.current() is not None or isinstance(strategy, tf.distribute.TPUStrategy)
+
+
 def concat(value: tf.Tensor) -> tf.Tensor:
     """Concatenates the replicas' rows.
 
     Each replica puts its rows into a zero tensor of the global shape and the tensors are summed. Adding zeros is exact,
     a sum has a gradient under every strategy, and it is the one collective that all of them (XLA's included) offer.
-    Whole numbers travel as int32, the one type of theirs that TPUs and NCCL both add.
+    Whole numbers travel in the type that the devices add: int32 on TPUs, int64 elsewhere.
 
     Args:
       value: [B, ...], of the same shape on every replica; whole numbers below 2^31.
@@ -141,10 +147,10 @@ def concat(value: tf.Tensor) -> tf.Tensor:
     replicas = num_replicas()
     if replicas == 1:
         return value
-    if value.dtype.is_integer and value.dtype != tf.int32:
-        return tf.cast(concat(tf.cast(value, tf.int32)), value.dtype)
-    ones = tf.ones([1] * value.shape.rank, value.dtype)
-    mine = tf.one_hot(replica_id(), replicas, dtype=value.dtype)
-    mine = tf.reshape(mine, [replicas] + [1] * value.shape.rank) * ones
-    placed = _all_sum(mine * value[None])
+    whole = tf.int32 if _on_tpu() else tf.int64
+    if value.dtype.is_integer and value.dtype != whole:
+        return tf.cast(concat(tf.cast(value, whole)), value.dtype)
+    mine = tf.reshape(tf.equal(tf.range(replicas), replica_id()), [replicas] + [1] * value.shape.rank)
+    # Chosen, not multiplied: nothing of a row that is not finite gets into the others.
+    placed = _all_sum(tf.where(mine, value[None], tf.zeros([], value.dtype)))
     return tf.reshape(placed, tf.concat([[replicas * tf.shape(value)[0]], tf.shape(value)[1:]], axis=0))

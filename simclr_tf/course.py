@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from simclr_tf import checkpoint, cluster, collectives, records
 from simclr_tf.board import Board, is_worth_a_look
-from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.lock import WorkdirLock
@@ -98,7 +98,7 @@ def take_course(
     first_step = int(loop.step.numpy())
     role = cluster.role(place.strategy)
     bad_images = {
-        name: BadImages(stage.max_bad_images, stream.source)
+        name: bad_image_counter(stage.max_bad_images, stream.source, elsewhere=cluster.reads_elsewhere(place.strategy))
         for name, stream in inputs.items()
         if stream.source.may_fail
     }
@@ -199,7 +199,8 @@ def take_course(
     except tf.errors.OpError as error:
         for bad in bad_images.values():
             bad.check()
-        if role.count == 1 and isinstance(error, _LOST):
+        lost_host = cluster.may_lose_hosts(place.strategy) and isinstance(error, tf.errors.UnavailableError)
+        if role.count == 1 and isinstance(error, _LOST) and not lost_host:
             names = ", ".join(stream.source.name for stream in inputs.values())
             raise UserError(
                 f"{names} cannot be read any more ({first_line(error)}); restore the access, and give "

@@ -54,6 +54,7 @@ class Loop:
         jit_compile: bool = False,
         steps_per_call: int | None = None,
         accumulation_steps: int = 1,
+        rows: dict[str, int] | None = None,
     ):
         """Prepares the loop; to be called inside the strategy's scope.
 
@@ -68,6 +69,7 @@ class Loop:
           accumulation_steps: in how many parts, one after another, the gradient of a step is computed. The losses' and
             the gradient's sums are those of the whole batch; batch norm in training sees one part at a time, and its
             averages move once for each.
+          rows: examples of each stream that a replica gets in a step; with several workers TensorFlow forgets them.
 
         Raises:
           UserError: for XLA with several replicas in one process, which TensorFlow cannot compile; for accumulation
@@ -99,6 +101,7 @@ class Loop:
         self._seed = seed
         self._fixed_steps = steps_per_call
         self._accumulation_steps = accumulation_steps
+        self._rows = rows or {}
         # As this process's clock has it, and as all processes agree: their calls must be equally long, or their sums
         # would never meet.
         self._own_step_seconds = math.inf
@@ -116,6 +119,7 @@ class Loop:
         `host` is what each process has to say to the others, [wants to stop, seconds per step]; behind the named values
         come the sums over replicas of both.
         """
+        batch = {name: self._of_known_size(name, stream) for name, stream in batch.items()}
         seeds = {
             name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
             for name, stream in batch.items()
@@ -127,6 +131,12 @@ class Loop:
         dtype = self.stage.network.dtype
         record = collectives.all_sum(tf.concat([measured, tf.cast(host, dtype)], axis=0))
         return tf.concat([record[:-2], [tf.cast(rate, dtype)], record[-2:]], axis=0)
+
+    def _of_known_size(self, stream: str, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        rows = self._rows.get(stream)
+        if rows is None or all(value.shape[0] is not None for value in batch.values()):
+            return batch
+        return {name: tf.ensure_shape(value, [rows, *value.shape[1:]]) for name, value in batch.items()}
 
     def _cpu_replica_step(self, *args) -> tf.Tensor:
         with exchanged_gradients():

@@ -47,7 +47,7 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
     of_files = _vectors_of_files(place, found, encoded) if encoded else {}
     place.built()
     if place.dry_run:
-        print(f"neighbors: would compare {len(place.queries)} image(s) with {len(bank)} of {place.source}")
+        place.say(f"neighbors: would compare {len(place.queries)} image(s) with {len(bank)} of {place.source}")
         return {}
 
     answers: dict[str, list[dict]] = {}
@@ -58,10 +58,11 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
             similarity[rows[query]] = -np.inf
         nearest = np.argsort(-similarity, kind="stable")[: min(num_neighbors, len(bank) - (query in rows))]
         answers[query] = [{"name": found.names[row], "similarity": round(float(similarity[row]), 6)} for row in nearest]
-        print(f"neighbors of {query}")
+        place.say(f"neighbors of {query}")
         for answer in answers[query]:
-            print(f"  {answer['similarity']:7.4f}  {answer['name']}")
-    _draw(place, found, answers, encoded, output, cell_pixels)
+            place.say(f"  {answer['similarity']:7.4f}  {answer['name']}")
+    if place.is_chief:
+        _draw(place, found, answers, encoded, output, cell_pixels)
     return answers
 
 

@@ -75,7 +75,12 @@ class Place(NamedTuple):
     instead: Callable[[Built], dict] | None = None
     settings: Callable[[], dict[str, str]] = dict
 
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the one process of the run that prints and writes."""
+        return cluster.role(self.strategy).is_chief
+
     def say(self, text: str) -> None:
         """Prints, in the one process of the run that does."""
-        if cluster.role(self.strategy).is_chief:
+        if self.is_chief:
             print(text, flush=True)

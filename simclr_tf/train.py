@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from simclr_tf import checkpoint, cluster, evaluate, identity, records, summary
 from simclr_tf.course import Numbers, check_same_step, meet, take_course
-from simclr_tf.errors import StartAgain, UserError, first_line
+from simclr_tf.errors import UserError
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
 from simclr_tf.optim.groups import excluded_variables
@@ -158,6 +158,7 @@ def train(
             jit_compile=jit_compile,
             steps_per_call=steps_per_call,
             accumulation_steps=accumulation_steps,
+            rows={name: (stream.batch_size or global_batch_size) // replicas for name, stream in inputs.items()},
         )
     if place.instead is not None:
         place.built()
@@ -216,32 +217,24 @@ def train(
             keep=keep_checkpoints,
             chief=role.is_chief,
         )
-        try:
-            _start(place, stage, loop, checkpoints, numbers)
-            done = os.path.join(place.workdir, records.RESULT)
-            if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
-                place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
-                return records.read_json(done)
-            frozen = fingerprint(stage.frozen_variables)
-            course = take_course(place, stage, loop, checkpoints, inputs, numbers, watch, lock)
-            if fingerprint(stage.frozen_variables) != frozen:
-                raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
-            outputs = None
-            if measured is not None:
-                outputs = evaluate.collect(
-                    strategy,
-                    measured,
-                    stage.eval_batch,
-                    batch_size=eval_batch_size or min(512, global_batch_size),
-                    max_bad_images=stage.max_bad_images,
-                )
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-            if role.count == 1:
-                raise
-            raise StartAgain(
-                f"another of the {role.count} workers went away ({first_line(error)}); start all of "
-                "them again: they go on from the last checkpoint"
-            ) from None
+        _start(place, stage, loop, checkpoints, numbers)
+        done = os.path.join(place.workdir, records.RESULT)
+        if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
+            place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
+            return records.read_json(done)
+        frozen = fingerprint(stage.frozen_variables)
+        course = take_course(place, stage, loop, checkpoints, inputs, numbers, watch, lock)
+        if fingerprint(stage.frozen_variables) != frozen:
+            raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
+        outputs = None
+        if measured is not None:
+            outputs = evaluate.collect(
+                strategy,
+                measured,
+                stage.eval_batch,
+                batch_size=eval_batch_size or min(512, global_batch_size),
+                max_bad_images=stage.max_bad_images,
+            )
         result = {
             "stage": stage.name,
             "steps": steps,

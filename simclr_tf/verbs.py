@@ -55,7 +55,7 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     examples = _open(data, data.eval_split, place.data_dir, network.num_classes)
     place.built()
     if place.dry_run:
-        print(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
+        place.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
         return {}
 
     def logits(batch):
@@ -74,6 +74,8 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
         "calibration": metrics.calibration(*scored),
         "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
     }
+    if not place.is_chief:
+        return report
     records.write_json(os.path.join(place.workdir, "eval.json"), report)
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
@@ -115,7 +117,7 @@ def run_knn(
     splits = [_open(data, split, place.data_dir) for split in (data.train_split, data.eval_split)]
     place.built()
     if place.dry_run:
-        print(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
+        place.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
         return {}
 
     def features(batch):
@@ -141,6 +143,7 @@ def run_knn(
     )
     report = metrics.classification(queries["label"], scores, class_names)
     report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
-    records.write_json(os.path.join(place.workdir, "knn.json"), report)
-    print(f"knn: top-1 {100 * report['top_1']:.2f}% of {report['examples']} images ({num_neighbors} neighbours)")
+    if place.is_chief:
+        records.write_json(os.path.join(place.workdir, "knn.json"), report)
+    place.say(f"knn: top-1 {100 * report['top_1']:.2f}% of {report['examples']} images ({num_neighbors} neighbours)")
     return report

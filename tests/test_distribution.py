@@ -138,13 +138,31 @@ def test_concat_orders_by_replica_and_carries_gradients():
 
 @pytest.mark.parametrize("dtype", [tf.uint8, tf.int64, tf.int32, tf.float32])
 def test_concat_sends_what_every_device_can_add(dtype, monkeypatch):
-    """TPUs add no int64, NCCL no bytes; a stand-in for such a device sees what is sent."""
+    """GPUs add no int32 between workers, TPUs no int64, none of them bytes."""
     sent = []
     monkeypatch.setattr(collectives, "_all_sum", lambda value: sent.append(value.dtype) or value)
     monkeypatch.setattr(collectives, "num_replicas", lambda: 2)
-    value = collectives.concat(tf.constant([[200], [7]], dtype))
-    assert value.dtype == dtype and value.numpy().ravel().tolist() == [200, 7, 0, 0]
-    assert set(sent) <= {tf.int32, tf.float32}
+    for on_tpu, whole in ((False, tf.int64), (True, tf.int32)):
+        monkeypatch.setattr(collectives, "_on_tpu", lambda on_tpu=on_tpu: on_tpu)
+        value = collectives.concat(tf.constant([[200], [7]], dtype))
+        assert value.dtype == dtype and value.numpy().ravel().tolist() == [200, 7, 0, 0]
+        assert sent.pop() == (whole if dtype.is_integer else dtype)
+
+
+def test_concat_keeps_what_is_not_finite_to_its_row():
+    strategy = strategy_of(2)
+
+    @tf.function
+    def run():
+        def replica():
+            first = tf.equal(collectives.replica_id(), 0)
+            return collectives.concat(
+                tf.where(first, tf.constant([[float("inf")], [1.0]]), tf.constant([[2.0], [3.0]]))
+            )
+
+        return strategy.experimental_local_results(strategy.run(replica))[1]
+
+    assert run().numpy().ravel().tolist() == [float("inf"), 1, 2, 3]
 
 
 def test_xla_with_several_replicas_is_refused():

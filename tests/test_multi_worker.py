@@ -169,6 +169,11 @@ def test_workers_agree_on_how_many_steps_a_call_takes(tmp_path):
             f"--gin_param=train.steps={number}",
             f"--gin_param=train.checkpoint_every_steps={number}",
             "--gin_param=train.board_images=20",
+            # All that asks for the batch's size, which TensorFlow forgets between workers.
+            "--gin_param=Pretrain.make_memory=@Memory",
+            "--gin_param=Memory.queue_size=64",
+            "--gin_param=Pretrain.nt_xent='tiled'",
+            "--gin_param=Pretrain.micro_batch_size=4",
         ),
         timeout=180,
     )

@@ -67,3 +67,33 @@ class BadImages:
                 f"{self._limit} ({why}); repair or remove them, or raise the limit"
             )
         raise UserError(f"none of the {self.count} images of {self._source.name} can be read ({why}); repair them")
+
+
+class IgnoredImages:
+    """Stands for `BadImages` where nothing is to be counted."""
+
+    count = 0
+    names: tuple[str, ...] = ()
+
+    def add(self, index: int) -> bool:
+        """Takes note of nothing; there are never too many."""
+        return False
+
+    def add_in_graph(self, index: tf.Tensor) -> tf.Tensor:
+        """The same as an operation; returns True."""
+        return tf.constant(True)
+
+    def check(self) -> None:
+        """Has nothing to say."""
+
+
+def bad_image_counter(limit: int, source: Source, *, elsewhere: bool) -> BadImages | IgnoredImages:
+    """Returns what counts a source's unreadable images.
+
+    Args:
+      limit: how many are tolerated.
+      source: where they come from.
+      elsewhere: whether other processes read them, as on a TPU with several hosts: there is no Python to count in, and
+        they are left out or replaced without a word.
+    """
+    return IgnoredImages() if elsewhere else BadImages(limit, source)

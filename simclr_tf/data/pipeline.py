@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.bad_images import BadImages, IgnoredImages
 from simclr_tf.data.base import Source
 from simclr_tf.data.decode import decode, plain, try_decode
 from simclr_tf.data.order import permutation, replacement
@@ -23,6 +23,8 @@ Batch = dict[str, tf.Tensor]
 _CROP_STREAM = stream("host crop")
 # The order and the random numbers cost a thousand small operations, however many examples they are made for.
 _EXAMPLES_PER_PLAN = 2048
+# Where nobody counts unreadable images, a source of nothing else ends so.
+_MAX_REPLACEMENTS = 1000
 
 
 class _Plan(NamedTuple):
@@ -57,7 +59,7 @@ def train_dataset(
     num_steps: int,
     shard_index: int = 0,
     num_shards: int = 1,
-    bad_images: BadImages | None = None,
+    bad_images: BadImages | IgnoredImages | None = None,
     stream_name: str = "train",
 ) -> tf.data.Dataset:
     """Makes the training batches of one input pipeline.
@@ -256,11 +258,12 @@ def _reader(
         index = plan.index
         if bad_images is not None and replace:
             image, label, sound, index, _ = tf.while_loop(
-                lambda image, label, sound, *_: tf.logical_not(sound),
+                lambda image, label, sound, index, attempt: tf.logical_not(sound) & (attempt <= _MAX_REPLACEMENTS),
                 lambda image, label, sound, index, attempt: again(plan.seeds, index, attempt),
                 (image, label, sound, index, tf.constant(1, tf.int64)),
                 shape_invariants=(tf.TensorShape([None, None, 3]), *[tf.TensorShape([])] * 4),
             )
+            tf.debugging.assert_equal(sound, True, f"no readable image among {_MAX_REPLACEMENTS}")
         elif bad_images is not None:
             noted = tf.cond(plan.wanted & ~sound, lambda: bad_images.add_in_graph(index), lambda: True)
             with tf.control_dependencies([noted]):

@@ -71,7 +71,7 @@ def run_report(
     path = place.output or os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
     place.built()
     if place.dry_run:
-        print(f"report: would write {path} about {', '.join(workdirs)}")
+        place.say(f"report: would write {path} about {', '.join(workdirs)}")
         return {}
 
     networks: dict[str, Network] = {}
@@ -111,8 +111,9 @@ def run_report(
             *bodies,
         )
     )
-    records.write_text(path, document(title, body))
-    print(f"report: {len(runs)} run(s); open {path}")
+    if place.is_chief:
+        records.write_text(path, document(title, body))
+    place.say(f"report: {len(runs)} run(s); open {path}")
     return {"path": path, "runs": workdirs}
 
 
