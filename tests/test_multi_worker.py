@@ -61,11 +61,11 @@ def start_workers(workdir, *flags: str) -> list[subprocess.Popen]:
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = TIMEOUT) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     ends = []
     for process in processes:
         try:
-            told, _ = process.communicate(timeout=timeout)
+            told, _ = process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             told, _ = process.communicate()
@@ -162,7 +162,7 @@ def test_sigterm_to_one_worker_stops_all_at_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_workers_agree_on_how_many_steps_a_call_takes(tmp_path):
     """Only the chief draws pictures, after the first step: by its own clock each worker would choose another number."""
-    number = 40
+    number = 30
     ends = finish(
         start_workers(
             tmp_path,
@@ -173,9 +173,8 @@ def test_workers_agree_on_how_many_steps_a_call_takes(tmp_path):
             "--gin_param=Pretrain.make_memory=@Memory",
             "--gin_param=Memory.queue_size=64",
             "--gin_param=Pretrain.nt_xent='tiled'",
-            "--gin_param=Pretrain.micro_batch_size=4",
-        ),
-        timeout=180,
+            "--gin_param=Pretrain.micro_batch_size=8",
+        )
     )
     assert [code for code, _ in ends] == [0, 0], ends
     assert [row["step"] for row in metrics(tmp_path)] == list(range(number))
