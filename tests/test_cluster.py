@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from simclr_tf import cluster, hosts
-from simclr_tf.errors import UserError
+from simclr_tf.errors import StartAgain, UserError
 from simclr_tf.stack import tf
 
 
@@ -244,3 +244,39 @@ def test_role():
     assert cluster.role(cluster.make_strategy()) == (0, 1)
     assert cluster.Role(0, 2).is_chief
     assert not cluster.Role(1, 2).is_chief
+
+
+def test_every_gpu_of_a_worker_takes_part(nothing_set):
+    made = []
+    nothing_set.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **settings: made.append(settings))
+    for gpus in (8, 0):
+        fake_devices(nothing_set, GPU=gpus)
+        cluster._multi_worker(hosts.Workers(("localhost:1",), 0, "a test"))
+        found = made[-1]["cluster_resolver"].num_accelerators()
+        assert found.get("GPU", 0) == gpus
+    nccl, automatic = (settings["communication_options"].implementation.value for settings in made)
+    assert (nccl, automatic) == ("NCCL", "AUTO")
+
+
+class TwoWorkers(tf.distribute.MultiWorkerMirroredStrategy):
+    """Says that there are two processes; none is started."""
+
+    def __init__(self):
+        pass
+
+    @property
+    def cluster_resolver(self):
+        spec = tf.train.ClusterSpec({"worker": ["a:1", "b:1"]})
+        return tf.distribute.cluster_resolver.SimpleClusterResolver(spec, task_type="worker", task_id=1)
+
+
+def test_a_lost_worker_asks_for_another_start():
+    lost = tf.errors.UnavailableError(None, None, "connection reset\nmore of it")
+    told = pytest.raises(StartAgain, match=r"another of the 2 workers went away \(connection reset\)")
+    with told, cluster.lost_hosts_start_again(TwoWorkers()):
+        raise lost
+    with pytest.raises(tf.errors.UnavailableError), cluster.lost_hosts_start_again(tf.distribute.get_strategy()):
+        raise lost
+    # A bug stays one.
+    with pytest.raises(tf.errors.InvalidArgumentError), cluster.lost_hosts_start_again(TwoWorkers()):
+        raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
