@@ -161,7 +161,7 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
 
 def _clear_unfinished(workdir: str) -> None:
     """Deletes what a conversion left that was killed before the workdir was one; a run's files are never touched."""
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(workdir)]
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(workdir)] if tf.io.gfile.exists(workdir) else []
     left = [name for name in names if name.startswith(_ASIDE)]
     if left and records.ARCHITECTURE not in names:
         for name in ["checkpoints", *left]:
