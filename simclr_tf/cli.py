@@ -51,12 +51,12 @@ _VIRTUAL_DEVICES = flags.DEFINE_integer(
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file",
     [],
-    "Recipe or other gin file, on top of the mode's own; may be repeated. With --mode=all STAGE:FILE is for one stage.",
+    "Recipe or other gin file, on top of the mode's own; may be repeated (STAGE:FILE in all).",
 )
 _GIN_PARAM = flags.DEFINE_multi_string(
     "gin_param",
     [],
-    "One gin binding, such as EPOCHS=20; may be repeated. With --mode=all STAGE:BINDING is for one stage.",
+    "One gin binding, such as EPOCHS=20; may be repeated (STAGE:BINDING in all).",
 )
 _STAGE = flags.DEFINE_string(
     "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
