@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from absl import flags  # noqa: E402
 
-from simclr_tf import cli, configurables, recipes, signatures  # noqa: E402
+from simclr_tf import command_flags, configurables, recipes, signatures  # noqa: E402
 from simclr_tf.operations import OPERATIONS  # noqa: E402
 
 REFERENCE, RECIPES = ROOT / "docs" / "gin_and_flags.md", ROOT / "docs" / "recipes.md"
@@ -53,8 +53,8 @@ def _default(parameter: inspect.Parameter) -> str:
 
 def flag_table() -> str:
     """All flags of the command line, in the order of their definition."""
-    own = flags.FLAGS.flags_by_module_dict()["simclr_tf.cli"]
-    source = inspect.getsource(cli)
+    own = flags.FLAGS.flags_by_module_dict()["simclr_tf.command_flags"]
+    source = inspect.getsource(command_flags)
     rows = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for flag in sorted(own, key=lambda flag: re.search(rf'"{flag.name}"', source).start()):
         default = "" if flag.default in (None, "", []) else f"`{flag.default}`"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 
 from absl import logging
 
@@ -303,3 +305,11 @@ def load_network(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     return network, description, path
+
+
+def fingerprint(variables: Iterable[tf.Variable]) -> str:
+    """Returns a hash of variables' values, in their order."""
+    digest = hashlib.sha256()
+    for variable in variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()

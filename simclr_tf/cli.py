@@ -15,73 +15,36 @@ from logging import LogRecord, getLogger
 from absl import flags, logging
 
 from simclr_tf import preemption
+from simclr_tf.command_flags import (
+    BATCHES,
+    DATA_DIR,
+    DRY_RUN,
+    GIN_FILE,
+    GIN_PARAM,
+    INIT_FROM,
+    MAKE_PLAN_ENV,
+    MODE,
+    OUTPUT,
+    PLAN_ENV,
+    PRICE,
+    QUERY,
+    SEARCH,
+    SOURCE,
+    STAGE,
+    STRATEGY,
+    TEACHER,
+    TOPOLOGY,
+    TPU,
+    VIRTUAL_DEVICES,
+    WORKDIR,
+    described,
+    help_text,
+    parse_flags,
+    suggest,
+)
 from simclr_tf.errors import UsageError, UserError, first_line
 from simclr_tf.models import embedded_networks
 from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
-
-_MODE = flags.DEFINE_string("mode", None, "What to do: one of the modes above.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it."
-)
-_INIT_FROM = flags.DEFINE_string(
-    "init_from",
-    None,
-    "Workdir (or embedded:NAME) whose network to start from.",
-)
-_TEACHER = flags.DEFINE_string(
-    "teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate."
-)
-_SOURCE = flags.DEFINE_string(
-    "source", None, "What to read: a published checkpoint (convert), folder:PATH or such (embed), vectors (neighbors)."
-)
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors), a page (report).",
-)
-_QUERY = flags.DEFINE_multi_string(
-    "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."
-)
-_STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
-_TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
-_VIRTUAL_DEVICES = flags.DEFINE_integer(
-    "virtual_devices", 0, "Split the CPU into so many devices, to try distribution."
-)
-_GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file",
-    [],
-    "Recipe or other gin file, on top of the mode's own; may be repeated (STAGE:FILE in all).",
-)
-_GIN_PARAM = flags.DEFINE_multi_string(
-    "gin_param",
-    [],
-    "One gin binding, such as EPOCHS=20; may be repeated (STAGE:BINDING in all).",
-)
-_STAGE = flags.DEFINE_string(
-    "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
-)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4; or several with commas."
-)
-_PRICE = flags.DEFINE_float("price", None, "What one chip costs for an hour, for --mode=plan.")
-_SEARCH = flags.DEFINE_bool(
-    "search", None, "With --mode=plan: search the largest batch that fits (on unless --nosearch is given)."
-)
-_PLAN_ENV = flags.DEFINE_string(
-    "plan_env", None, "Environment that has the TPU compiler; .venv-plan of the clone without."
-)
-_MAKE_PLAN_ENV = flags.DEFINE_bool(
-    "make_plan_env", None, "Let --mode=plan install the TPU compiler where it is missing."
-)
-_BATCHES = flags.DEFINE_integer("batches", None, "How many real batches --mode=export_step writes; 4 without.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
-
-
-_COMMON_FLAGS = (
-    *("mode", "workdir", "init_from", "teacher", "data_dir", "gin_file", "gin_param"),
-    *("strategy", "virtual_devices", "dry_run"),
-)
 
 # What a mode looks at or writes to where no --workdir is given.
 _WITHOUT_WORKDIR = {
@@ -91,64 +54,19 @@ _WITHOUT_WORKDIR = {
 }
 
 
-def _described(flag: str) -> str:
-    """A flag's help, without what absl adds to it."""
-    return flags.FLAGS[flag].help.split(";\n")[0]
-
-
-def _help(full: bool) -> str:
-    """What --help prints; with `full` every flag there is."""
-    modes = [f"  {mode:<12} {operation.summary}" for mode, operation in OPERATIONS.items()]
-    if full:
-        shown = ["All flags:", flags.FLAGS.get_help()]
-    else:
-        common = [f"  --{flag:<16} {_described(flag)}" for flag in _COMMON_FLAGS]
-        shown = ["Flags:", *common, "  --helpfull         Shows all flags."]
-    return "\n".join(
-        [
-            "SimCLRv2: learn what images show without labels, fine-tune on a few, distill into a small network.",
-            "",
-            "Usage: simclr --mode=MODE --workdir=FOLDER [flags]",
-            "",
-            "Modes:",
-            *modes,
-            "",
-            *shown,
-        ]
-    )
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise UsageError(f"--{error.flagname} is unknown{_suggest(error.flagname, list(flags.FLAGS), '--')}") from None
-    except flags.Error as error:
-        raise UsageError(str(error).splitlines()[0]) from None
-
-
-def _suggest(word: str, known: list[str], prefix: str = "") -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return "; see simclr --help" if prefix else f"; choose one of {', '.join(known)}"
-
-
 def _check_usage(argv: list[str]) -> Operation:
     if len(argv) > 1:
         raise UsageError(f"what is {argv[1]!r} for? every value belongs to a flag, as in --mode=pretrain")
-    mode = _MODE.value
+    mode = MODE.value
     if mode is None:
         raise UsageError(f"--mode is missing; choose one of {', '.join(OPERATIONS)}")
     if mode not in OPERATIONS:
-        raise UsageError(f"--mode={mode} is unknown{_suggest(mode, list(OPERATIONS))}")
-    if _WORKDIR.value is None and mode in _WITHOUT_WORKDIR:
+        raise UsageError(f"--mode={mode} is unknown{suggest(mode, list(OPERATIONS))}")
+    if WORKDIR.value is None and mode in _WITHOUT_WORKDIR:
         flags.FLAGS.set_default("workdir", _WITHOUT_WORKDIR[mode])
-    if not _WORKDIR.value:
+    if not WORKDIR.value:
         raise UsageError(f"--workdir is missing; --mode={mode} needs a folder")
-    if _STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
+    if STAGE.value is not None and not OPERATIONS[mode].shows_recipe:
         raise UsageError(f"--mode={mode} takes no --stage; only preview, plan and export_step can use it")
     for flag in ABOUT_OTHERS:
         given = flags.FLAGS[flag].value not in (None, [])
@@ -156,23 +74,23 @@ def _check_usage(argv: list[str]) -> Operation:
             takers = [name for name, operation in OPERATIONS.items() if flag in operation.takes + operation.needs]
             raise UsageError(f"--mode={mode} takes no --{flag}; only {', '.join(takers)} can use it")
         if flag in OPERATIONS[mode].needs and not given:
-            raise UsageError(f"--{flag} is missing, which --mode={mode} needs: {_described(flag)}")
+            raise UsageError(f"--{flag} is missing, which --mode={mode} needs: {described(flag)}")
     _resolve_embedded(OPERATIONS[mode])
     return OPERATIONS[mode]
 
 
 def _resolve_embedded(operation: Operation) -> None:
     """Puts folders in the place of networks that come with the package; nothing is ever written into them."""
-    if embedded_networks.is_embedded(_WORKDIR.value):
+    if embedded_networks.is_embedded(WORKDIR.value):
         lookers = [name for name, other in OPERATIONS.items() if "output" in other.takes + other.needs]
-        if _MODE.value not in lookers:
+        if MODE.value not in lookers:
             raise UsageError(
-                f"--workdir={_WORKDIR.value} comes with the package, and --mode={_MODE.value} writes into its workdir; "
+                f"--workdir={WORKDIR.value} comes with the package, and --mode={MODE.value} writes into its workdir; "
                 f"only {', '.join(lookers)} can look at it (others start from it by --init_from or --teacher)"
             )
-        if not _OUTPUT.value:
+        if not OUTPUT.value:
             raise UsageError(
-                f"--output is missing: --workdir={_WORKDIR.value} comes with the package and nothing is written there"
+                f"--output is missing: --workdir={WORKDIR.value} comes with the package and nothing is written there"
             )
     for flag in ("workdir", "init_from", "teacher"):
         value = flags.FLAGS[flag].value
@@ -201,21 +119,6 @@ def _check_writable(workdir: str) -> None:
         raise UserError(f"--workdir={workdir} cannot be written to ({reason}); choose another folder") from None
 
 
-def _save_config(workdir: str) -> None:
-    """Writes `config.gin`, but never over one that is the user's own."""
-    from simclr_tf import config, identity
-    from simclr_tf.stack import tf
-
-    path = os.path.join(workdir, config.CONFIG)
-    if tf.io.gfile.exists(path) and not tf.io.gfile.exists(os.path.join(workdir, identity.RUN)):
-        with tf.io.gfile.GFile(path) as file:
-            if file.read() != config.config_text():
-                raise UserError(
-                    f"{path} is there, but no run; it would be written over: move it, or use a new --workdir"
-                )
-    config.save(workdir)
-
-
 def _inherited(operation: Operation) -> list[str]:
     """Bindings that follow from the run that is started from, imitated or looked at: its network and its data."""
     from simclr_tf import checkpoint, records
@@ -224,7 +127,7 @@ def _inherited(operation: Operation) -> list[str]:
     if operation.kind in (Kind.COMPARE, Kind.MAKE):
         return []
     from_others = operation.kind is Kind.TRAIN or operation.shows_recipe
-    source, flag = (_INIT_FROM.value, "--init_from") if from_others else (_WORKDIR.value, "--workdir")
+    source, flag = (INIT_FROM.value, "--init_from") if from_others else (WORKDIR.value, "--workdir")
     sections = {}
     if source:
         description = checkpoint.read_architecture(source, flag)
@@ -239,18 +142,18 @@ def _inherited(operation: Operation) -> list[str]:
                 sections["ProjectionHead"] = {name: head[name] for name in ("num_layers", "output_dim")}
             else:
                 sections["Supervised"] = {"head_layer": 0}
-    elif _TEACHER.value and tf.io.gfile.exists(os.path.join(_TEACHER.value, records.ARCHITECTURE)):
-        sections["Data"] = checkpoint.read_architecture(_TEACHER.value, "--teacher")["data"]
+    elif TEACHER.value and tf.io.gfile.exists(os.path.join(TEACHER.value, records.ARCHITECTURE)):
+        sections["Data"] = checkpoint.read_architecture(TEACHER.value, "--teacher")["data"]
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
 
 
 def _shown_mode() -> str:
     """The training mode whose recipe is shown: --stage, else where the recipe lies, else pretraining."""
-    if _STAGE.value is not None:
-        if _STAGE.value not in TRAINING_MODES:
-            raise UsageError(f"--stage={_STAGE.value} is unknown{_suggest(_STAGE.value, list(TRAINING_MODES))}")
-        return _STAGE.value
-    folders = [part for name in _GIN_FILE.value for part in name.replace(os.sep, "/").split("/")[:-1]]
+    if STAGE.value is not None:
+        if STAGE.value not in TRAINING_MODES:
+            raise UsageError(f"--stage={STAGE.value} is unknown{suggest(STAGE.value, list(TRAINING_MODES))}")
+        return STAGE.value
+    folders = [part for name in GIN_FILE.value for part in name.replace(os.sep, "/").split("/")[:-1]]
     return next((folder for folder in reversed(folders) if folder in TRAINING_MODES), "pretrain")
 
 
@@ -258,18 +161,18 @@ def _run_sequence() -> None:
     from simclr_tf import demo, sequence
 
     others = [f"--{name}={value}" for name in ("data_dir", "strategy", "tpu") if (value := flags.FLAGS[name].value)]
-    if _VIRTUAL_DEVICES.value:
-        others.append(f"--virtual_devices={_VIRTUAL_DEVICES.value}")
-    if _DRY_RUN.value:
-        raise UsageError(f"--mode={_MODE.value} has no --dry_run; each of its stages has")
-    if _MODE.value == "demo":
-        if _GIN_FILE.value or _GIN_PARAM.value:
+    if VIRTUAL_DEVICES.value:
+        others.append(f"--virtual_devices={VIRTUAL_DEVICES.value}")
+    if DRY_RUN.value:
+        raise UsageError(f"--mode={MODE.value} has no --dry_run; each of its stages has")
+    if MODE.value == "demo":
+        if GIN_FILE.value or GIN_PARAM.value:
             raise UsageError(
                 "--mode=demo takes no gin files or parameters; --mode=all does the same with your settings"
             )
-        demo.run(_WORKDIR.value, others=others)
+        demo.run(WORKDIR.value, others=others)
         return
-    sequence.run_all(_WORKDIR.value, gin_files=_GIN_FILE.value, gin_params=_GIN_PARAM.value, others=others)
+    sequence.run_all(WORKDIR.value, gin_files=GIN_FILE.value, gin_params=GIN_PARAM.value, others=others)
 
 
 def _run_plan(operation: Operation) -> None:
@@ -280,38 +183,38 @@ def _run_plan(operation: Operation) -> None:
 
     shown = _shown_mode()
     # TPUs compute in bfloat16 unless they are told otherwise; one for this machine takes what it is good at.
-    usual = ["train.precision = 'bfloat16'"] if _MODE.value == "plan" else []
+    usual = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
 
     def build(program, bindings: list[str]):
-        config.parse(shown, _GIN_FILE.value, [*_GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)])
+        config.parse(shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)])
         place = Place(
-            workdir=_WORKDIR.value,
+            workdir=WORKDIR.value,
             strategy=program,
-            data_dir=_DATA_DIR.value,
-            init_from=_INIT_FROM.value,
-            teacher=_TEACHER.value,
+            data_dir=DATA_DIR.value,
+            init_from=INIT_FROM.value,
+            teacher=TEACHER.value,
             built=config.lint,
             instead=lambda built: built,
         )
         return configurables.configured(operation.configurable)(place)
 
-    if _DRY_RUN.value:
-        raise UsageError(f"--mode={_MODE.value} has no --dry_run: it trains nothing")
-    if _MODE.value == "export_step":
-        _check_writable(_WORKDIR.value)
-        batches = 4 if _BATCHES.value is None else _BATCHES.value
-        planner.export_step(build, workdir=_WORKDIR.value, batches=batches, init_from=_INIT_FROM.value)
+    if DRY_RUN.value:
+        raise UsageError(f"--mode={MODE.value} has no --dry_run: it trains nothing")
+    if MODE.value == "export_step":
+        _check_writable(WORKDIR.value)
+        batches = 4 if BATCHES.value is None else BATCHES.value
+        planner.export_step(build, workdir=WORKDIR.value, batches=batches, init_from=INIT_FROM.value)
         return
-    topologies = [chips.parse_topology(name) for name in _TOPOLOGY.value.split(",")]
-    _check_writable(_WORKDIR.value)
+    topologies = [chips.parse_topology(name) for name in TOPOLOGY.value.split(",")]
+    _check_writable(WORKDIR.value)
     planner.plan(
         build,
         topologies,
-        workdir=_WORKDIR.value,
-        compiler_folder=_PLAN_ENV.value or environment.default_folder(),
-        make_environment=bool(_MAKE_PLAN_ENV.value),
-        price=_PRICE.value,
-        search=_SEARCH.value is not False,
+        workdir=WORKDIR.value,
+        compiler_folder=PLAN_ENV.value or environment.default_folder(),
+        make_environment=bool(MAKE_PLAN_ENV.value),
+        price=PRICE.value,
+        search=SEARCH.value is not False,
     )
 
 
@@ -327,35 +230,35 @@ def _run(argv: list[str]) -> None:
     from simclr_tf.place import Place
 
     config.parse(
-        _MODE.value,
-        _GIN_FILE.value,
-        _GIN_PARAM.value,
+        MODE.value,
+        GIN_FILE.value,
+        GIN_PARAM.value,
         inherited=_inherited(operation),
         shown=_shown_mode() if operation.shows_recipe else None,
     )
-    strategy = cluster.make_strategy(_STRATEGY.value, tpu=_TPU.value, virtual_devices=_VIRTUAL_DEVICES.value)
-    looks_only = operation.leaves_workdir or bool(_OUTPUT.value)
-    if not _DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
-        _check_writable(_WORKDIR.value)
+    strategy = cluster.make_strategy(STRATEGY.value, tpu=TPU.value, virtual_devices=VIRTUAL_DEVICES.value)
+    looks_only = operation.leaves_workdir or bool(OUTPUT.value)
+    if not DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
+        _check_writable(WORKDIR.value)
 
     place = Place(
-        workdir=_WORKDIR.value,
+        workdir=WORKDIR.value,
         strategy=strategy,
-        data_dir=_DATA_DIR.value,
-        init_from=_INIT_FROM.value,
-        teacher=_TEACHER.value,
-        source=_SOURCE.value,
-        output=_OUTPUT.value,
-        queries=tuple(_QUERY.value),
-        dry_run=_DRY_RUN.value,
+        data_dir=DATA_DIR.value,
+        init_from=INIT_FROM.value,
+        teacher=TEACHER.value,
+        source=SOURCE.value,
+        output=OUTPUT.value,
+        queries=tuple(QUERY.value),
+        dry_run=DRY_RUN.value,
         # Most of a recipe is of no interest to what only shows it.
         built=config.lint if not operation.shows_recipe else lambda: None,
-        accepted=lambda: _save_config(_WORKDIR.value),
-        stepped=lambda: config.save_operative(_WORKDIR.value),
+        accepted=lambda is_new: config.save(WORKDIR.value, is_new=is_new),
+        stepped=lambda: config.save_operative(WORKDIR.value),
         settings=config.settings,
     )
     if flags.FLAGS["workdir"].using_default_value:
-        place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[_MODE.value]}, which comes with the package, is taken")
+        place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")
     with cluster.lost_hosts_start_again(strategy):
         configurables.configured(operation.configurable)(place)
 
@@ -383,12 +286,10 @@ def _guarded(run: Callable[[], None]) -> int:
 
 def _refused_by_the_file_system(error: Exception) -> str | None:
     """What the file system says of a path that this machine or user may not use; None for any other error."""
-    from simclr_tf.stack import tf
-
-    unknown = isinstance(error, tf.errors.UnimplementedError) and "File system scheme" in str(error)
-    if unknown or isinstance(error, (tf.errors.PermissionDeniedError, PermissionError)):
-        return first_line(error)
-    return None
+    # By name: where TensorFlow itself cannot be imported, its errors cannot either.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    unknown = "UnimplementedError" in kinds and "File system scheme" in str(error)
+    return first_line(error) if unknown or kinds & {"PermissionDeniedError", "PermissionError"} else None
 
 
 def _concerns_users(record: LogRecord) -> bool:
@@ -408,9 +309,9 @@ def main(argv: list[str] | None = None) -> None:
     getLogger("tensorflow").addFilter(_concerns_users)
     asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
     if asked & {"help", "h", "helpshort", "helpfull"}:
-        print(_help(full="helpfull" in asked))
+        print(help_text(full="helpfull" in asked))
         sys.exit(0)
-    sys.exit(_guarded(lambda: _run(_parse_flags(argv))))
+    sys.exit(_guarded(lambda: _run(parse_flags(argv))))
 
 
 if __name__ == "__main__":

@@ -438,9 +438,24 @@ def _text(what: str, bindings: list[Binding]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(workdir: str) -> None:
-    """Writes `config.gin`: what was asked for, as `config_text` tells it."""
-    records.write_text(os.path.join(workdir, CONFIG), config_text())
+def save(workdir: str, *, is_new: bool) -> None:
+    """Writes `config.gin`: what was asked for, as `config_text` tells it.
+
+    Args:
+      workdir: of the run.
+      is_new: whether no run was here before, so that what is there is the user's own.
+
+    Raises:
+      UserError: rather than write over a file of the user's.
+    """
+    path, text = os.path.join(workdir, CONFIG), config_text()
+    if is_new and tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            if file.read() != text:
+                raise UserError(
+                    f"{path} is there, but no run; it would be written over: move it, or use a new --workdir"
+                )
+    records.write_text(path, text)
 
 
 def save_operative(workdir: str) -> None:

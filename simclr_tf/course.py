@@ -97,11 +97,12 @@ def take_course(
     """
     first_step = int(loop.step.numpy())
     role = cluster.role(place.strategy)
-    bad_images = {
-        name: bad_image_counter(stage.max_bad_images, stream.source, elsewhere=cluster.reads_elsewhere(place.strategy))
+    elsewhere = cluster.reads_elsewhere(place.strategy)
+    counters = {
+        name: bad_image_counter(stage.max_bad_images, stream.source, elsewhere=elsewhere)
         for name, stream in inputs.items()
-        if stream.source.may_fail
     }
+    bad_images = {name: counter for name, counter in counters.items() if counter is not None}
 
     def shard(context: tf.distribute.InputContext) -> tf.data.Dataset:
         streams = {}

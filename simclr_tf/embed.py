@@ -10,7 +10,7 @@ import numpy as np
 
 from simclr_tf import checkpoint, cluster, evaluate, vectors
 from simclr_tf.data.augment import unit_images
-from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
 from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
@@ -23,7 +23,6 @@ from simclr_tf.precision import resolve_precision
 from simclr_tf.progress import Progress
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
-from simclr_tf.train import fingerprint
 
 
 def run_embed(
@@ -93,8 +92,8 @@ def run_embed(
             return {"rows": len(names), "details": details}
         raise UserError(f"--output={place.output} exists and holds something else; delete it, or give another --output")
 
-    writes = cluster.role(place.strategy).is_chief
-    parts = vectors.Parts(place.output, details)
+    writes = place.is_chief
+    parts = vectors.Parts(place.output, details, writes=writes)
     done = parts.done()
     if done:
         place.say(f"embed: going on after {done} of {len(names)} images")
@@ -126,7 +125,7 @@ def check_layer(network: Network, layer: str, configurable: str) -> None:
 def encoder_fingerprint(network: Network) -> str:
     """Returns a hash of the variables that vectors depend on."""
     parts = [part for name, part in network.parts().items() if name != "classifier"]
-    return fingerprint([variable for part in parts for variable in part.variables])[:16]
+    return checkpoint.fingerprint([variable for part in parts for variable in part.variables])[:16]
 
 
 def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -166,7 +165,7 @@ def _compute(
     images_per_part: int,
 ) -> None:
     rest = Subset(whole, rows[first:], whole.name)
-    bad = BadImages(max_bad_images, rest) if rest.may_fail else None
+    bad = bad_image_counter(max_bad_images, rest, elsewhere=cluster.reads_elsewhere(place.strategy))
     compute = vector(network, layer)
     replicas = place.strategy.num_replicas_in_sync
     step = max(1, batch_size // replicas) * replicas

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from simclr_tf import cluster, collectives
-from simclr_tf.data.bad_images import BadImages, bad_image_counter
+from simclr_tf.data.bad_images import BadImages, IgnoredImages, bad_image_counter
 from simclr_tf.data.pipeline import eval_dataset
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
@@ -20,7 +20,7 @@ def stream(
     compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     *,
     batch_size: int,
-    bad_images: BadImages | None = None,
+    bad_images: BadImages | IgnoredImages | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Computes something for every example of a split, batch by batch, in order.
 
@@ -93,11 +93,7 @@ def collect(
     Returns:
       name -> [examples, ...], with `index` and `label` among them.
     """
-    bad_images = (
-        bad_image_counter(max_bad_images, examples.source, elsewhere=cluster.reads_elsewhere(strategy))
-        if examples.source.may_fail
-        else None
-    )
+    bad_images = bad_image_counter(max_bad_images, examples.source, elsewhere=cluster.reads_elsewhere(strategy))
     rows: dict[str, list[np.ndarray]] = {}
     for outputs in stream(strategy, examples, compute, batch_size=batch_size, bad_images=bad_images):
         for name, value in outputs.items():

@@ -258,8 +258,7 @@ class Loop:
 
     def check_weights(self) -> None:
         """Raises a UserError where the last update spoilt the weights, so that they are never saved."""
-        spoilt = [variable for variable in self._variables if not tf.reduce_all(tf.math.is_finite(variable))]
-        if spoilt:
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self._variables):
             step = int(self.step.numpy()) - 1
             rate = float(self._learning_rate(tf.constant(step, tf.int64)))
             raise UserError(_diverged(step, rate, self._recent, what="weights are"))

@@ -54,7 +54,7 @@ class Place(NamedTuple):
       queries: images to find neighbours of.
       dry_run: build and report only.
       built: called once all is constructed; says what is wrong with the settings.
-      accepted: called once it is sure that the run may write to its workdir.
+      accepted: called once it is sure that the run may write to its workdir, with whether it is the first there.
       stepped: called after the first step.
       instead: called with what was built in place of training, and its answer returned.
       settings: returns what was set, name -> value as text, defaults included.
@@ -70,7 +70,7 @@ class Place(NamedTuple):
     queries: tuple[str, ...] = ()
     dry_run: bool = False
     built: Callable[[], None] = lambda: None
-    accepted: Callable[[], None] = lambda: None
+    accepted: Callable[[bool], None] = lambda is_new: None
     stepped: Callable[[], None] = lambda: None
     instead: Callable[[Built], dict] | None = None
     settings: Callable[[], dict[str, str]] = dict

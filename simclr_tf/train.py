@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from simclr_tf import checkpoint, cluster, evaluate, identity, records, summary
 from simclr_tf.course import Numbers, check_same_step, meet, take_course
@@ -40,14 +39,6 @@ def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps
             f"{name} is {batch_size} over {replicas} replica(s) and does not divide into train.accumulation_steps = "
             f"{accumulation_steps} parts; use a multiple of {replicas * accumulation_steps}"
         )
-
-
-def fingerprint(variables: Iterable[tf.Variable]) -> str:
-    """Returns a hash of variables' values, in their order."""
-    digest = hashlib.sha256()
-    for variable in variables:
-        digest.update(variable.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def train(
@@ -222,9 +213,9 @@ def train(
         if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
             place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
             return records.read_json(done)
-        frozen = fingerprint(stage.frozen_variables)
+        frozen = checkpoint.fingerprint(stage.frozen_variables)
         course = take_course(place, stage, loop, checkpoints, inputs, numbers, watch, lock)
-        if fingerprint(stage.frozen_variables) != frozen:
+        if checkpoint.fingerprint(stage.frozen_variables) != frozen:
             raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
         outputs = None
         if measured is not None:
@@ -284,8 +275,9 @@ def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Check
     if not cluster.role(place.strategy).is_chief:
         return
     records.remove_leftovers(place.workdir)
-    place.accepted()
-    if path is None or not tf.io.gfile.exists(os.path.join(place.workdir, identity.RUN)):
+    is_named = tf.io.gfile.exists(os.path.join(place.workdir, identity.RUN))
+    place.accepted(path is None and not is_named)
+    if path is None or not is_named:
         identity.save(place.workdir, mine)
     records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
     for name, text in stage.files().items():

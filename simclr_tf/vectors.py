@@ -249,8 +249,8 @@ _READERS = {".npz": _read_npz, ".parquet": _read_parquet, ".tfrecord": _read_tfr
 class Parts:
     """Finished pieces of a file that is not whole yet, in a folder beside it, so that a killed run can go on."""
 
-    def __init__(self, path: str, details: dict):
-        """Opens or makes the folder.
+    def __init__(self, path: str, details: dict, *, writes: bool = True):
+        """Opens the folder, or makes it where this process `writes`.
 
         Raises:
           UserError: where the pieces there are of something else.
@@ -263,12 +263,14 @@ class Parts:
                     f"{self._folder} has pieces of other vectors (another checkpoint, source or setting); delete it, "
                     "or give another --output"
                 )
-        else:
+        elif writes:
             with records.writing(self._folder):
                 tf.io.gfile.makedirs(self._folder)
             records.write_json(file, details)
 
     def _list(self) -> list[tuple[int, int, str]]:
+        if not tf.io.gfile.exists(self._folder):
+            return []
         found = []
         for name in tf.io.gfile.listdir(self._folder):
             start, _, stop = name[: -len(".npz")].partition("-")

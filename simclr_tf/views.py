@@ -13,7 +13,7 @@ from PIL import Image
 from simclr_tf import contact_sheet, randomness
 from simclr_tf.contact_sheet import Cell
 from simclr_tf.data.augment import Augment, random_flip, unit_images
-from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import decode
@@ -97,7 +97,7 @@ def views(
     stream_name = "images" if two_views else "labelled"
     num_images = min(num_images, source.num_examples)
     make = two_crops if two_views else one_crop
-    bad_images = BadImages(data.max_bad_images, source) if source.may_fail else None
+    bad_images = bad_image_counter(data.max_bad_images, source)
     batches = train_dataset(
         source,
         make(data.image_size, augment.crop_box),

@@ -227,7 +227,7 @@ def test_scopes():
 def test_saved_configuration_says_the_same(tmp_path):
     construct("pretrain", ["Augment.rotation_degrees = (90.0, 180.0)", "train.seed = 0"])
     config.lint()
-    config.save(str(tmp_path))
+    config.save(str(tmp_path), is_new=True)
     config.save_operative(str(tmp_path))
     text = config.config_text()
     used = config.settings()

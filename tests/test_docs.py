@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 
 import simclr_tf
-from simclr_tf import cli, config, configurables, recipes
+from simclr_tf import cli, command_flags, config, configurables, recipes
 from simclr_tf.operations import OPERATIONS, Kind
 
 ROOT = Path(__file__).parents[1]
@@ -69,18 +69,18 @@ def test_command_parses(name, line, tmp_path, monkeypatch):
     arguments = shlex.split(line)
     arguments = ["simclr", *arguments[2 if arguments[0].endswith(("python", "python3")) else 1 :]]
     with flagsaver.flagsaver():
-        flags = cli._parse_flags([argument for argument in arguments if argument != "[flags]"])
-        if cli._MODE.value in (None, "MODE", "...", "X") or cli._MODE.value.startswith("<"):
+        flags = command_flags.parse_flags([argument for argument in arguments if argument != "[flags]"])
+        if command_flags.MODE.value in (None, "MODE", "...", "X") or command_flags.MODE.value.startswith("<"):
             return
         operation = cli._check_usage(flags)
-        files = [file for file in cli._GIN_FILE.value if "RECIPE" not in file and "..." not in file]
-        if len(files) != len(cli._GIN_FILE.value) or any(Path(file).name == "config.gin" for file in files):
+        files = [file for file in command_flags.GIN_FILE.value if "RECIPE" not in file and "..." not in file]
+        if len(files) != len(command_flags.GIN_FILE.value) or any(Path(file).name == "config.gin" for file in files):
             return
-        if not operation.configurable or any("..." in param for param in cli._GIN_PARAM.value):
+        if not operation.configurable or any("..." in param for param in command_flags.GIN_PARAM.value):
             return
         shown = cli._shown_mode() if operation.kind is Kind.SHOW else None
-        mode = cli._shown_mode() if operation.kind is Kind.PLAN else cli._MODE.value
-        config.parse(mode, files, cli._GIN_PARAM.value, shown=shown)
+        mode = cli._shown_mode() if operation.kind is Kind.PLAN else command_flags.MODE.value
+        config.parse(mode, files, command_flags.GIN_PARAM.value, shown=shown)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _results_page, results  # noqa: E402
-from simclr_tf import cli, config  # noqa: E402
+from simclr_tf import cli, command_flags, config  # noqa: E402
 
 TASKS = [task for task in results.tasks(list(results.STUDIES)) if task.seed == 0]
 
@@ -24,9 +24,9 @@ TASKS = [task for task in results.tasks(list(results.STUDIES)) if task.seed == 0
 def test_every_run_is_a_command(task, tmp_path):
     """Its recipe and bindings parse, and it starts from runs that there are."""
     with flagsaver.flagsaver():
-        flags = cli._parse_flags(["simclr", *results.command(task, tmp_path, "data")])
+        flags = command_flags.parse_flags(["simclr", *results.command(task, tmp_path, "data")])
         cli._check_usage(flags)
-        config.parse(cli._MODE.value, cli._GIN_FILE.value, cli._GIN_PARAM.value)
+        config.parse(command_flags.MODE.value, command_flags.GIN_FILE.value, command_flags.GIN_PARAM.value)
     assert all(source.seed < source.run.seeds for source in results.sources(task).values())
 
 

@@ -67,6 +67,7 @@ request() {
 }
 
 failed_setups=0
+# Until it succeeds the status is unready, and the next look sets up again.
 set_up() {
   if script setup.sh; then
     failed_setups=0
@@ -124,7 +125,7 @@ while :; do
       if [[ ! $started ]]; then
         # It ended before this watch began; whatever was wrong may have been put right since.
         set_up
-        start_run "an earlier one ended with $code"
+        ((failed_setups)) || start_run "an earlier one ended with $code"
         continue
       fi
       note "the run failed with exit code $code; the end of its log:"

@@ -61,14 +61,14 @@ case ${1:-} in
     shift
     same=yes
     if (($#)) && [[ -e $state/arguments && $(<"$state/arguments") != "$(printf '%q ' "$@")" ]]; then same=''; fi
-    if [[ ! -e $HOME/simclr_ready ]]; then
+    if running; then
+      if [[ $same ]]; then echo running; else echo another; fi
+    elif [[ ! -e $HOME/simclr_ready ]]; then
       echo unready
     elif [[ ! $same ]]; then
-      if running; then echo another; else echo none; fi
+      echo none
     elif [[ -r $state/code ]]; then
       echo "exited $(<"$state/code")"
-    elif running; then
-      echo running
     elif [[ -e $state/pid ]]; then
       echo lost
     else

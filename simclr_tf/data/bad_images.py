@@ -87,8 +87,8 @@ class IgnoredImages:
         """Has nothing to say."""
 
 
-def bad_image_counter(limit: int, source: Source, *, elsewhere: bool) -> BadImages | IgnoredImages:
-    """Returns what counts a source's unreadable images.
+def bad_image_counter(limit: int, source: Source, *, elsewhere: bool = False) -> BadImages | IgnoredImages | None:
+    """Returns what counts a source's unreadable images; None for a source that has none.
 
     Args:
       limit: how many are tolerated.
@@ -96,4 +96,6 @@ def bad_image_counter(limit: int, source: Source, *, elsewhere: bool) -> BadImag
       elsewhere: whether other processes read them, as on a TPU with several hosts: there is no Python to count in, and
         they are left out or replaced without a word.
     """
+    if not source.may_fail:
+        return None
     return IgnoredImages() if elsewhere else BadImages(limit, source)

@@ -116,7 +116,7 @@ def eval_dataset(
     per_replica_batch_size: int,
     shard_index: int = 0,
     num_shards: int = 1,
-    bad_images: BadImages | None = None,
+    bad_images: BadImages | IgnoredImages | None = None,
 ) -> tf.data.Dataset:
     """Makes the batches of one input pipeline that show each example once, in the source's order.
 
@@ -186,7 +186,7 @@ def _batches(
     prepare: Prepare,
     plans: tf.data.Dataset,
     per_replica: int,
-    bad_images: BadImages | None,
+    bad_images: BadImages | IgnoredImages | None,
     *,
     replace: bool,
 ) -> tf.data.Dataset:
@@ -239,7 +239,7 @@ def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], pl
 
 
 def _reader(
-    source: Source, prepare: Prepare, bad_images: BadImages | None, *, replace: bool
+    source: Source, prepare: Prepare, bad_images: BadImages | IgnoredImages | None, *, replace: bool
 ) -> Callable[[_Plan], Batch]:
     """Returns what reads, decodes and crops one example; an unreadable one is replaced, or has weight 0."""
 

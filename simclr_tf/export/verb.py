@@ -19,7 +19,6 @@ from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset
 from simclr_tf.models.network import Network
 from simclr_tf.place import Place
 from simclr_tf.stack import tf
-from simclr_tf.train import fingerprint
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4
@@ -135,7 +134,7 @@ def _details(
         "weights": weights,
         "layer": f"head_layer_{network.classifier_layer}" if kind == CLASSIFIER else layer,
         "network": network.describe(),
-        "fingerprint": fingerprint([variable for part in network.parts().values() for variable in part.variables])[:16],
+        "fingerprint": checkpoint.fingerprint(v for part in network.parts().values() for v in part.variables)[:16],
         "image_size": size,
         "class_names": names if kind == CLASSIFIER else [],
         "preprocessing": {

@@ -17,7 +17,7 @@ import numpy as np
 
 from simclr_tf import records
 from simclr_tf.collectives import OneProgram
-from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
 from simclr_tf.place import Built
@@ -209,7 +209,7 @@ def save_batches(built: Built, folder: str, count: int) -> None:
     arrays = {}
     for stream, source in built.inputs.items():
         batch_size = source.batch_size or built.global_batch_size
-        bad_images = BadImages(built.stage.max_bad_images, source.source) if source.source.may_fail else None
+        bad_images = bad_image_counter(built.stage.max_bad_images, source.source)
         dataset = train_dataset(
             source.source,
             source.prepare,
