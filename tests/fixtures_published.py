@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import reference
 
+from simclr_tf.convert import recognize, verb
+from simclr_tf.models.published import layout
+from simclr_tf.place import Place
 from simclr_tf.stack import tf
 
 STEP = 1234
@@ -53,3 +56,37 @@ def tf2(case: dict) -> dict[str, np.ndarray]:
 def saved_model(case: dict) -> dict[str, np.ndarray]:
     """The variables of a TF2 SavedModel of the same case."""
     return {key: reference.value(name, case["checkpoint_keys"][name]) for key, name in case["saved_model_keys"].items()}
+
+
+def variables_of(unit) -> dict[str, tuple]:
+    if unit.is_conv:
+        return {"kernel": unit.shape, **({"bias": unit.shape[-1:]} if unit.bias else {})}
+    return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), unit.shape)
+
+
+def head_shapes(width: int, layers: int) -> list[tuple[tuple, bool]]:
+    return [((width, 128 if i == layers - 1 else width), i < layers - 1) for i in range(layers)]
+
+
+def tf1_shapes(encoder: dict, *, layers=3, classes=1000) -> dict[str, tuple]:
+    units = layout(**encoder)
+    shapes, counts = {}, {"conv2d": 0, "batch_normalization": 0}
+    for unit in units:
+        kind = "conv2d" if unit.is_conv else "batch_normalization"
+        suffix = f"_{counts[kind]}" if counts[kind] else ""
+        counts[kind] += 1
+        shapes.update({f"base_model/{kind}{suffix}/{leaf}": shape for leaf, shape in variables_of(unit).items()})
+    width = recognize.feature_dim(encoder)
+    for i, (kernel, center) in enumerate(head_shapes(width, layers)):
+        shapes[f"head_contrastive/nl_{i}/dense/kernel"] = kernel
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance"):
+            if center or leaf != "beta":
+                shapes[f"head_contrastive/nl_{i}/batch_normalization/{leaf}"] = kernel[1:]
+    if classes:
+        shapes["head_supervised/linear_layer/dense/kernel"] = (width, classes)
+        shapes["head_supervised/linear_layer/dense/bias"] = (classes,)
+    return shapes
+
+
+def convert(source, workdir, **settings) -> dict:
+    return verb.run_convert(Place(str(workdir), tf.distribute.get_strategy(), source=str(source)), **settings)

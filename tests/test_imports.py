@@ -78,9 +78,9 @@ FLOORS = [
     {"stages", "evaluate"},
     {"checkpoint"},
     {"models", "data", "losses", "optim", "knn"},
-    {"collectives", "randomness", "records"},
+    {"cluster", "collectives", "randomness", "records"},
     {"stack"},
-    {"errors", "operations", "class_names"},
+    {"errors", "operations", "command_flags", "class_names"},
 ]
 
 

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,9 +23,7 @@ from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
 from simclr_tf.place import Built
-from simclr_tf.plan import chips, environment, estimate, export, hlo, pjrt
-from simclr_tf.plan.pjrt import _shortage
-from simclr_tf.plan.search import Try, largest_batch
+from simclr_tf.plan import chips, environment, export, hlo
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Input
 
@@ -235,31 +231,6 @@ def test_mistakes_are_one_line(tmp_path, arguments, said):
     assert told.code in (1, 2) and said in told.err and len(told.err.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_install_that_fails_is_one_line(tmp_path, monkeypatch):
-    """A Python whose pip finds nothing."""
-    monkeypatch.setattr(environment, "_requirements", lambda: ["--no-index", "no-such-package-for-simclr"])
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    if sys.version_info < (3, 11):
-        pytest.skip("needs Python 3.11 to make an environment with")
-    with pytest.raises(UserError, match="cannot be installed") as caught:
-        environment.ensure(str(tmp_path / "env"), make=True)
-    assert "\n" not in str(caught.value)
-
-
-def test_half_an_installation_is_none(tmp_path):
-    packages = tmp_path / "lib" / "python3.12" / "site-packages"
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text("")
-    (packages / "libtpu").mkdir(parents=True)
-    for name in ("jaxlib-1.0", "libtpu-1.0", "jax-1.0"):
-        assert not environment.is_there(str(tmp_path))
-        (packages / f"{name}.dist-info").mkdir()
-        (packages / f"{name}.dist-info" / "INSTALLER").write_text("pip")
-    assert environment.is_there(str(tmp_path))
-
-
 def test_a_broken_picture_is_replaced_in_the_batches_too(tmp_path):
     pictures = tmp_path / "photos"
     pictures.mkdir()
@@ -277,139 +248,6 @@ def test_a_broken_picture_is_replaced_in_the_batches_too(tmp_path):
     stage.max_bad_images = 0
     with pytest.raises(UserError, match="1 image.* cannot be read, more than Data.max_bad_images = 0"):
         export.save_batches(SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0), str(tmp_path), 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "libtpu", "num_chips", "replicas"),
-    [
-        ("v3-8", "v3:2x2x1", 4, 8),
-        ("v3-32", "v3:4x4x1", 16, 32),
-        ("v2-512", "v2:16x16x1", 256, 512),
-        ("v4-8", "v4:2x2x1", 4, 4),
-        ("v4-32", "v4:2x2x4", 16, 16),
-        ("v4-256", "v4:4x4x8", 128, 128),
-        ("v5e-1", "v5e:1x1", 1, 1),
-        ("v5e-16", "v5e:4x4", 16, 16),
-        ("v5e-128", "v5e:8x16", 128, 128),
-        ("v6e-8", "v6e:2x4", 8, 8),
-        ("v4:2x2x4", "v4:2x2x4", 16, 16),
-        ("v3:2x2x1", "v3:2x2x1", 4, 8),
-    ],
-)
-def test_names_of_tpus(name, libtpu, num_chips, replicas):
-    topology = chips.parse_topology(name)
-    assert (topology.libtpu_name, topology.num_chips, topology.num_replicas) == (libtpu, num_chips, replicas)
-
-
-@pytest.mark.parametrize("name", ["v3-2048", "v5e-256"])
-def test_largest_slices(name):
-    kind, count = name.split("-")
-    chips.parse_topology(name)
-    with pytest.raises(UserError, match="power of two"):
-        chips.parse_topology(f"{kind}-{2 * int(count)}")
-
-
-def test_bounds():
-    topology = chips.parse_topology("v3-8")
-    bound = estimate.lower_bound(
-        topology, flops=61.5e9, bytes_accessed=9e9, all_reduce_bytes=328e6, global_batch_size=64, steps=3600, price=3.0
-    )
-    # Half a chip's 123 TFLOP/s and 900 GB/s; 328 GB/s of links, over which 2 x 3/4 of the bytes leave each of 4 chips.
-    assert bound["seconds"] == pytest.approx({"arithmetic": 1e-3, "memory": 20e-3, "interconnect": 1.5e-3})
-    assert bound["bound_by"] == "memory" and bound["images_per_second"] == pytest.approx(3200)
-    assert bound["hours"] == pytest.approx(0.02) and bound["cost"] == pytest.approx(0.02 * 4 * 3)
-
-
-@pytest.mark.parametrize("limit_bytes", [99, 3000, 5077, 123456, 10**9])
-@pytest.mark.parametrize("tells", [True, False])
-def test_search_finds_the_largest_batch(limit_bytes, tells):
-    """Against trying every size; memory is linear with steps, as layouts round up."""
-
-    def needed(batch_size: int) -> int:
-        return 100 + 130 * batch_size + 40 * (batch_size % 16)
-
-    def tries(batch_size: int) -> Try:
-        fits = needed(batch_size) <= limit_bytes
-        return Try(batch_size, fits, needed(batch_size) if fits or tells else None)
-
-    found = largest_batch(tries, start=32, limit=4096, available_bytes=limit_bytes, max_tries=20)
-    sizes = [size for size in [1, 2, 4, *range(8, 4097, 8)] if needed(size) <= limit_bytes]
-    # The smallest size that does not fit may have a larger one above it that does, by a step of the layout.
-    assert found.exact and found.batch_size in sizes[-2:] if sizes else found.batch_size == 0
-    assert len({attempt.batch_size for attempt in found.tries}) == len(found.tries) <= (8 if tells else 20)
-
-
-def test_what_the_compiler_says_of_too_little_memory():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of "
-        "15.48G hbm. Exceeded hbm capacity by 5.02G.\n\nTotal hbm usage >= 20.50G:"
-    )
-    told = _shortage(message)
-    assert told["needed_bytes"] == round(20.5 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
-    assert "\n" not in told["message"]
-    message = (
-        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
-        "temporaries (15.62G) exceeds available HBM (15.48G). HLO module: step."
-    )
-    told = _shortage(message)
-    assert told["needed_bytes"] == round(15.62 * 2**30) and told["available_bytes"] == round(15.48 * 2**30)
-
-
-def test_a_compiler_that_is_killed_is_one_line(tmp_path):
-    """As Linux does where memory runs out; nothing of it is taken for an answer."""
-    python = tmp_path / "env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nkill -9 $$\n")
-    python.chmod(0o755)
-    cache = tmp_path / "cache"
-    with pytest.raises(UserError, match="killed while it compiled for v3-8, .* want of memory") as caught:
-        environment.compile_for(
-            b"", chips.parse_topology("v3-8"), num_replicas=8, folder=str(tmp_path / "env"), cache=str(cache)
-        )
-    assert "\n" not in str(caught.value) and not cache.exists()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the compiler exists for Linux alone")
-def test_a_compilation_ends_with_the_plan_that_wants_it(tmp_path):
-    request = tmp_path / "request"
-    os.mkfifo(request)
-    plan = (
-        "import subprocess, sys; compiler = subprocess.Popen(sys.argv[1:]); print(compiler.pid, flush=True); "
-        "compiler.wait()"
-    )
-    command = [sys.executable, "-c", plan, sys.executable, "-I", pjrt.__file__, "compile", str(request), "answer"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        compiler = int(parent.stdout.readline())
-        # The compiler reads what it is to compile, so that it is past its start; it gets nothing to read.
-        writer = within(20, lambda: opened(request))
-        parent.kill()
-        parent.wait()
-        assert within(20, lambda: not running(compiler))
-        os.close(writer)
-
-
-def within(seconds: float, look):
-    """Looks again and again, until there is something to see or it is too late."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def opened(pipe: Path) -> int | None:
-    """Opens a named pipe where somebody reads it."""
-    try:
-        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-
-
-def running(process: int) -> bool:
-    """Whether a process is there and not merely waiting to be counted."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_numbers_stand_for_data_that_are_not_here(tmp_path):

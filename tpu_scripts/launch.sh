@@ -66,11 +66,11 @@ request() {
   esac
 }
 
-failed_setups=0
+failed_setups=0 renewed=''
 # Until it succeeds the status is unready, and the next look sets up again.
 set_up() {
   if script setup.sh; then
-    failed_setups=0
+    failed_setups=0 renewed=yes
   elif ((++failed_setups >= MAX_CRASHES)); then
     note "the set-up failed $failed_setups times in a row"
     leave 1
@@ -123,9 +123,8 @@ while :; do
         continue
       fi
       if [[ ! $started ]]; then
-        # It ended before this watch began; whatever was wrong may have been put right since.
-        set_up
-        ((failed_setups)) || start_run "an earlier one ended with $code"
+        # It ended before this watch began; whatever was wrong may have been put right in this checkout since.
+        if [[ $renewed ]]; then start_run "an earlier one ended with $code"; else set_up; fi
         continue
       fi
       note "the run failed with exit code $code; the end of its log:"
