@@ -22,3 +22,13 @@ def known_class_names(names: Sequence[str] | None) -> list[str]:
     """
     names = list(names or ())
     return [] if names == numbered_classes(len(names)) else names
+
+
+def disagreement(some: Sequence[str] | None, others: Sequence[str] | None) -> tuple[str, str] | None:
+    """Returns the first two names of one class that differ; None where nothing speaks against the same classes.
+
+    >>> disagreement(["cat", "dog"], ["cat", "cow"]), disagreement(["cat", "dog"], ["class 0", "class 1"])
+    (('dog', 'cow'), None)
+    """
+    pairs = zip(known_class_names(some), known_class_names(others))
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)

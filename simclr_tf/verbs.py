@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from simclr_tf import checkpoint, evaluate, knn, metrics, records
-from simclr_tf.class_names import known_class_names
+from simclr_tf.class_names import disagreement, known_class_names
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
@@ -16,8 +17,10 @@ from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
 
 
-def _open(data: Data, split: str, data_dir: str | None, num_classes: int | None = None) -> Input:
-    """Opens a labelled split; `num_classes` is what a classifier can tell apart, None where there is none."""
+def _open(
+    data: Data, split: str, data_dir: str | None, num_classes: int | None = None, class_names: Sequence[str] = ()
+) -> Input:
+    """Opens a labelled split; the rest is what a classifier can tell apart, None and nothing where there is none."""
     source = data.open(split, data_dir)
     if not source.class_names:
         raise UserError(f"{source.name} has no labels to compare with; choose a labelled data set")
@@ -25,6 +28,12 @@ def _open(data: Data, split: str, data_dir: str | None, num_classes: int | None 
         raise UserError(
             f"the classifier knows {num_classes} classes, but {source.name} has {len(source.class_names)}; "
             "choose the data set it was trained on"
+        )
+    differ = disagreement(class_names, source.class_names)
+    if differ is not None:
+        raise UserError(
+            f"the classifier's classes are not those of {source.name} (it says {differ[0]!r} where the data says "
+            f"{differ[1]!r}); choose the data set it was trained on, or name the classes as they were"
         )
     return Input(source, central(data.image_size))
 
@@ -52,7 +61,7 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
             f"--workdir={place.workdir} has no classifier to measure (it was pretrained without labels); "
             "use --mode=linear_eval or finetune with --init_from of it"
         )
-    examples = _open(data, data.eval_split, place.data_dir, network.num_classes)
+    examples = _open(data, data.eval_split, place.data_dir, network.num_classes, description["class_names"])
     place.built()
     if place.dry_run:
         place.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")

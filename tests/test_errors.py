@@ -85,6 +85,8 @@ def env(tmp_path_factory):
         bomb(root / "bombs" / f"{i}.png")
         (root / "cut_images").mkdir(exist_ok=True)
         (root / "cut_images" / f"{i}.png").write_bytes((root / "photos" / f"{i}.png").read_bytes()[:200])
+    for i in range(10):
+        noise(root / "ten_classes" / f"class_{i}" / "0.png")
     (root / "empty").mkdir()
     (root / "texts").mkdir()
     (root / "texts" / "readme.md").write_text("no pictures here")
@@ -169,6 +171,7 @@ WRONG = [
     ("eval without a classifier", of("eval", "blind"), 1, r"has no classifier to measure"),
     ("eval of garbage", of("eval", "garbage"), 1, r"checkpoint"),
     ("eval of other classes", of("eval", "run", *folder("two_classes")), 1, r"knows 10 classes.*has 2"),
+    ("eval of renamed classes", of("eval", "run", *folder("ten_classes")), 1, r"'airplane' where .* says 'class_0'"),
     ("eval without labels", of("eval", "run", *folder("photos")), 1, r"has no labels"),
     # Data.
     ("a folder that is not there", mode("pretrain", *TINY, *folder("none")), 1, r"folder:\S+/none"),

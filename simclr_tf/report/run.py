@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simclr_tf import __version__, checkpoint, contact_sheet, embedding, records, views
-from simclr_tf.class_names import known_class_names
+from simclr_tf.class_names import disagreement
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
@@ -180,7 +180,7 @@ def _same_classes(trained: Sequence[str], source: Source) -> bool:
     found = source.class_names or ()
     if not trained or not found:
         return True
-    return len(trained) == len(found) and known_class_names(trained) in ([], list(found))
+    return len(trained) == len(found) and disagreement(trained, found) is None
 
 
 def _source(data: Data, data_dir: str | None) -> Source:

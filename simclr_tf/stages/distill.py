@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simclr_tf import losses, metrics
-from simclr_tf.class_names import known_class_names, numbered_classes
+from simclr_tf.class_names import disagreement, known_class_names, numbered_classes
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, one_crop
@@ -101,8 +101,8 @@ class Distill(Stage):
                 f"the teacher tells {self._teacher.num_classes} classes apart, but {self._train_source.name} has "
                 f"{len(here)}; give a teacher for these classes, or images without labels"
             )
-        if known_class_names(here) and there and here != there:
-            first = next((a, b) for a, b in zip(there, here) if a != b)
+        first = disagreement(there, here)
+        if first is not None:
             raise UserError(
                 f"the teacher's classes are not those of {self._train_source.name} (it says {first[0]!r} where the data "  # noqa: E501
                 f"says {first[1]!r}); give a teacher for these classes, or images without labels"
