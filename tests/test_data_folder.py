@@ -10,6 +10,7 @@ import pytest
 
 from simclr_tf.data import folder_source
 from simclr_tf.data.bad_images import BadImages
+from simclr_tf.data.dataset import SUBSET_FILE, Data
 from simclr_tf.data.folder_source import FolderSource
 from simclr_tf.data.pipeline import eval_dataset
 from simclr_tf.data.prepare import central
@@ -138,7 +139,17 @@ def test_pictures_outside_the_class_folders_are_unlabelled(tmp_path):
     write(tmp_path, [*pictures(count=2), "loose.png"])
     source = FolderSource(str(tmp_path), "all")
     assert source.labels[source.example_ids.index("loose.png")] == -1
-    assert source.class_names == ("cat", "dog")
+    assert source.class_names == ("cat", "dog") and source.partly_labelled
+    assert not FolderSource(str(tmp_path), "test").partly_labelled
+
+
+def test_training_with_all_labels_leaves_the_other_pictures_out(tmp_path):
+    write(tmp_path, [*pictures(count=4), *(f"loose/{i}.png" for i in range(3)), *(f"{i}.png" for i in range(7))])
+    data = Data(source=f"folder:{tmp_path}", train_split="all")
+    labelled = data.open_labelled()
+    assert labelled.num_examples == 11 and labelled.labels.min() == 0 and not labelled.partly_labelled
+    assert data.open("all").num_examples == 18
+    assert len(data.subset_files(labelled)[SUBSET_FILE].split()) == 11
 
 
 def test_only_pictures_count(tmp_path):

@@ -32,7 +32,9 @@ class FakeData:
     image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
 
     def __init__(self, class_names=("a", "b", "c")):
-        self._source = SimpleNamespace(name="noise", num_examples=64, class_names=class_names, may_fail=False)
+        self._source = SimpleNamespace(
+            name="noise", num_examples=64, class_names=class_names, may_fail=False, partly_labelled=False
+        )
 
     def open(self, split, data_dir=None):
         return self._source
@@ -230,6 +232,22 @@ def test_the_probe_decays_through_the_loss(monkeypatch):
     assert Pretrain(FakeData(), Augment(), encoder, head).penalties() == {}
     with pytest.raises(UserError, match="Pretrain.probe_weight_decay is -1"):
         Pretrain(FakeData(), Augment(), encoder, head, probe_weight_decay=-1)
+
+
+def test_the_probe_looks_at_labelled_images_alone():
+    data = FakeData()
+    stage = Pretrain(data, Augment(**AUGMENT), encoder, head, precision="float64")
+    batch = {"view_1": stream(0)["image"], "view_2": stream(1)["image"], "label": np.array([2, 1] + [-1] * 6, np.int32)}
+
+    def probed(part):
+        images = {name: tf.constant(value[part]) for name, value in batch.items()}
+        parts, metrics = stage.train_batch({"images": images}, {"images": tf.zeros([BATCH, 2], tf.int32)[part]})
+        return tf.reduce_mean(parts["probe"]), tf.reduce_mean(metrics["probe_accuracy"])
+
+    whole = probed(slice(None))
+    data.open("train").partly_labelled = True
+    np.testing.assert_allclose(probed(slice(None)), 4 * np.array(whole), rtol=1e-12)
+    np.testing.assert_array_equal(probed(slice(2, None)), [0, 0])  # None has a label.
 
 
 def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):

@@ -37,12 +37,15 @@ class Source:
       num_examples: how many images there are.
       class_names: by number; None where nothing is labelled.
       may_fail: whether an image may turn out to be unreadable.
+      partly_labelled: whether examples without a label are known to be among the labelled ones. False also where only
+        reading the whole data set would tell.
     """
 
     name: str
     num_examples: int
     class_names: tuple[str, ...] | None = None
     may_fail: bool = True
+    partly_labelled: bool = False
 
     @property
     def labels(self) -> np.ndarray | None:

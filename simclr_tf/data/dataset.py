@@ -60,13 +60,17 @@ class Data:
         return open_source(self.source, split, data_dir, download=self.download)
 
     def open_labelled(self, data_dir: str | None = None) -> Source:
-        """Opens the training split for training with labels: its labelled subset, or all where none is asked for."""
-        source = self.open(self.train_split, data_dir)
-        if self.label_fraction is None and self.labels_per_class is None and self.label_list is None:
-            return source
+        """Opens the training split for training with labels: its labelled subset, or where none is asked for all that
+        have a label.
+        """
+        source, fraction = self.open(self.train_split, data_dir), self.label_fraction
+        if fraction is None and self.labels_per_class is None and self.label_list is None:
+            if not source.partly_labelled:
+                return source
+            fraction = 1.0
         return labelled_subset(
             source,
-            fraction=self.label_fraction,
+            fraction=fraction,
             per_class=self.labels_per_class,
             list_file=self.label_list,
             seed=self.subset_seed,

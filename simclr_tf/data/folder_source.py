@@ -153,6 +153,7 @@ class FolderSource(Source):
         self.num_examples = len(chosen)
         self.class_names = tuple(known) if len(known) > 1 else None
         self._labels = labels[chosen] if self.class_names else None
+        self.partly_labelled = self._labels is not None and bool(np.any(self._labels < 0))
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -142,9 +142,17 @@ class Pretrain(Stage):
             features = tf.concat([first["final_avg_pool"], second["final_avg_pool"]], axis=0)
             logits = self.network.classifier(tf.stop_gradient(features))
             labels = tf.concat([batch["images"]["label"]] * 2, axis=0)
-            parts["probe"] = _mean_of_views(losses.cross_entropy(labels, logits))
-            metrics["probe_accuracy"] = _mean_of_views(losses.top_1(labels, logits))
+            weight = self._weight_of_labelled(batch["images"]["label"], logits.dtype)
+            parts["probe"] = weight * _mean_of_views(losses.cross_entropy(labels, logits))
+            metrics["probe_accuracy"] = weight * _mean_of_views(losses.top_1(labels, logits))
         return parts, metrics
+
+    def _weight_of_labelled(self, labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """What makes a mean over the global batch, in which examples without a label count 0, one over the others."""
+        if not self._train_source.partly_labelled:
+            return tf.ones([], dtype)
+        labelled = collectives.all_mean(tf.reduce_mean(tf.cast(labels >= 0, dtype)))
+        return tf.math.divide_no_nan(tf.ones([], dtype), labelled)
 
     def penalties(self) -> dict[str, tf.Tensor]:
         """See `Stage`."""
