@@ -296,6 +296,19 @@ def test_data_that_cannot_be_had(data_dir, spec, split, message):
     assert "\n" not in str(error.value)
 
 
+def test_data_that_only_the_network_knows_are_not_prepared(data_dir, tmp_path, monkeypatch):
+    """Of published data sets, a builder looks the splits up in the network's bucket."""
+    prepared = tfds.builder("simclr_tf_test_digits", data_dir=data_dir).data_dir
+    monkeypatch.setattr(
+        tfds.core.DatasetInfo, "initialize_from_bucket", lambda info: info.read_from_directory(prepared)
+    )
+    with pytest.raises(UserError, match="simclr_tf_test_digits is not prepared in"):
+        open_source("tfds:simclr_tf_test_digits", "train", str(tmp_path))
+    made = open_source("tfds:simclr_tf_test_digits", "train", str(tmp_path), download=True)
+    assert made.num_examples == open_source("tfds:simclr_tf_test_digits", "train", data_dir).num_examples
+    assert list(tmp_path.glob("simclr_tf_test_digits/*/*.tfrecord*"))
+
+
 @needs_cifar
 def test_cifar10():
     source = open_source("tfds:cifar10", "test[:64]+train[:64]", str(CIFAR))

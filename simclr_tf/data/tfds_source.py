@@ -85,7 +85,8 @@ class TfdsSource(Source):
         """
         tfds = _import_tfds()
         builder = _make_builder(tfds, name, data_dir)
-        if not builder.info.splits:
+        # With a network, a builder knows the splits of data that are not here.
+        if not builder.data_path.exists() or not builder.info.splits:
             _prepare(tfds, builder, name, data_dir, download)
         self.name = f"tfds:{name} ({split})"
         self._image_shape, self._has_label, self.class_names = _check_features(tfds, builder.info.features, name)
