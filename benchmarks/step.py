@@ -47,7 +47,9 @@ class Noise:
 
     def open(self, split: str, data_dir: str | None = None) -> SimpleNamespace:
         """Describes images that are never read."""
-        return SimpleNamespace(name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False)
+        return SimpleNamespace(
+            name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False, partly_labelled=False
+        )
 
     def describe(self) -> dict:
         """Has nothing to say."""

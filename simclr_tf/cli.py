@@ -182,6 +182,12 @@ def _run_plan(operation: Operation) -> None:
     from simclr_tf.plan import chips, environment, planner
 
     shown = _shown_mode()
+    wanted = OPERATIONS[shown]
+    for flag in ("init_from", "teacher"):
+        if flags.FLAGS[flag].value and flag not in wanted.takes + wanted.needs:
+            raise UsageError(f"--mode={MODE.value} of {shown} takes no --{flag}, as training takes none")
+    if "teacher" in wanted.needs and not TEACHER.value:
+        raise UsageError(f"--teacher is missing, which --mode={MODE.value} of {shown} needs: {described('teacher')}")
     # TPUs compute in bfloat16 unless they are told otherwise; one for this machine takes what it is good at.
     usual = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
 

@@ -25,9 +25,15 @@ class OneProgram:
 
     _tracing = threading.local()
 
-    def __init__(self, num_replicas: int):
-        """Sets how many replicas there would be."""
-        self.num_replicas_in_sync = num_replicas
+    def __init__(self, num_replicas: int, *, unrolled: bool = False):
+        """Describes the machines.
+
+        Args:
+          num_replicas: how many replicas there would be.
+          unrolled: whether micro-batches are to be written out one by one, as they are for several replicas. Compilers
+            count the work of a loop once, however often it is gone through.
+        """
+        self.num_replicas_in_sync, self.unrolled = num_replicas, unrolled
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Returns a scope for creating variables: plain ones, one replica's."""
@@ -82,6 +88,12 @@ def num_replicas() -> int:
         return OneProgram.current().num_replicas_in_sync
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context is not None else 1
+
+
+def may_loop() -> bool:
+    """Whether a loop of the graph may go through micro-batches: replicas cannot exchange numbers inside of one."""
+    program = OneProgram.current()
+    return num_replicas() == 1 and not (program is not None and program.unrolled)
 
 
 def replica_id() -> tf.Tensor:

@@ -100,7 +100,7 @@ class Loop:
         self._strategy = strategy
         self._seed = seed
         self._fixed_steps = steps_per_call
-        self._accumulation_steps = accumulation_steps
+        self.accumulation_steps = accumulation_steps
         self._rows = rows or {}
         # As this process's clock has it, and as all processes agree: their calls must be equally long, or their sums
         # would never meet.
@@ -144,7 +144,7 @@ class Loop:
 
     def _gradients(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Returns this replica's share of the gradient of each variable, and of what is measured, [names]."""
-        count = self._accumulation_steps
+        count = self.accumulation_steps
         if count == 1:
             return self._gradients_of_part(batch, seeds)
         parts = micro_batches.cut((batch, seeds), count)
@@ -157,9 +157,9 @@ class Loop:
 
         sums = [tf.zeros(variable.shape, variable.dtype) for variable in self._variables]
         state = (tf.constant(0), sums, tf.TensorArray(self.stage.network.dtype, size=count))
-        if collectives.num_replicas() == 1:
+        if collectives.may_loop():
             state = tf.while_loop(lambda i, *_: i < count, add, state, parallel_iterations=1, maximum_iterations=count)
-        else:  # Replicas cannot exchange numbers inside a loop of the graph.
+        else:
             for _ in range(count):
                 with tf.control_dependencies(state[1]):
                     state = add(*state)

@@ -46,11 +46,8 @@ def _part(values: Tensors, i: tf.Tensor) -> Tensors:
 
 
 def _fold(step: Callable, state: list[tf.Tensor], count: int) -> list[tf.Tensor]:
-    """Calls state = step(i, state) for each micro-batch, one after another.
-
-    Several replicas that exchange numbers cannot do so in a loop of the graph; they get a graph for each micro-batch.
-    """
-    if collectives.num_replicas() == 1:
+    """Calls state = step(i, state) for each micro-batch, one after another; where a loop cannot, each has a graph."""
+    if collectives.may_loop():
         return tf.while_loop(
             lambda i, *_: i < count,
             lambda i, *state: (i + 1, *step(i, list(state))),

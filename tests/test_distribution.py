@@ -28,7 +28,9 @@ class Labelled:
     image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
 
     def open(self, split, data_dir=None):
-        return SimpleNamespace(name="noise", num_examples=64, class_names=("a", "b", "c"), may_fail=False)
+        return SimpleNamespace(
+            name="noise", num_examples=64, class_names=("a", "b", "c"), may_fail=False, partly_labelled=False
+        )
 
     def describe(self):
         return {}

@@ -224,6 +224,9 @@ def test_plan_without_a_compiler_is_one_line(tmp_path):
         (["--mode=pretrain", "--topology=v3-8"], "takes no --topology"),
         (["--mode=export_step", "--batches=0"], "--batches is 0"),
         (["--mode=plan", "--topology=v3-8", "--stage=pretrian"], "did you mean pretrain"),
+        (["--mode=export_step", "--stage=distill"], "--teacher is missing"),
+        (["--mode=plan", "--topology=v3-8", "--stage=pretrain", "--teacher=t"], "takes no --teacher"),
+        (["--mode=plan", "--topology=v3-8", "--stage=supervised", "--init_from=i"], "takes no --init_from"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, said):
@@ -258,5 +261,8 @@ def test_numbers_stand_for_data_that_are_not_here(tmp_path):
         open_source("tfds:imagenet2012", "train", str(tmp_path))
     assert known_class_names(source.class_names) == []  # A teacher's names are as good.
     assert DescribedSource("cifar10", "test").num_examples == 10000
+    with numbers_suffice():
+        assert open_source("tfds:imagenet2012_subset/10pct", "train", str(tmp_path)).num_examples == 128116
+        assert open_source("tfds:imagenet2012_subset/1pct:5.0.0", "train", str(tmp_path)).num_examples == 12811
     with pytest.raises(UserError, match="no split"):
         DescribedSource("cifar10", "validation")

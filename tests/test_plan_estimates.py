@@ -7,6 +7,7 @@ import pytest
 from simclr_tf.errors import UserError
 from simclr_tf.plan import chips, estimate
 from simclr_tf.plan.search import Try, largest_batch
+from simclr_tf.plan.tables import search_line
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ from simclr_tf.plan.search import Try, largest_batch
         ("v6e-8", "v6e:2x4", 8, 8),
         ("v4:2x2x4", "v4:2x2x4", 16, 16),
         ("v3:2x2x1", "v3:2x2x1", 4, 8),
+        ("v5litepod-16", "v5e:4x4", 16, 16),
+        ("v5p:16x16x24", "v5p:16x16x24", 6144, 6144),
     ],
 )
 def test_names_of_tpus(name, libtpu, num_chips, replicas):
@@ -31,7 +34,7 @@ def test_names_of_tpus(name, libtpu, num_chips, replicas):
     assert (topology.libtpu_name, topology.num_chips, topology.num_replicas) == (libtpu, num_chips, replicas)
 
 
-@pytest.mark.parametrize("name", ["v3-2048", "v5e-256"])
+@pytest.mark.parametrize("name", ["v3-2048", "v5e-256", "v5p-8192"])
 def test_largest_slices(name):
     kind, count = name.split("-")
     chips.parse_topology(name)
@@ -46,7 +49,7 @@ def test_bounds():
     )
     # Half a chip's 123 TFLOP/s and 900 GB/s; 328 GB/s of links, over which 2 x 3/4 of the bytes leave each of 4 chips.
     assert bound["seconds"] == pytest.approx({"arithmetic": 1e-3, "memory": 20e-3, "interconnect": 1.5e-3})
-    assert bound["bound_by"] == "memory" and bound["images_per_second"] == pytest.approx(3200)
+    assert bound["bound_by"] == "memory" and bound["at_least"] and bound["images_per_second"] == pytest.approx(3200)
     assert bound["hours"] == pytest.approx(0.02) and bound["cost"] == pytest.approx(0.02 * 4 * 3)
 
 
@@ -67,3 +70,25 @@ def test_search_finds_the_largest_batch(limit_bytes, tells):
     # The smallest size that does not fit may have a larger one above it that does, by a step of the layout.
     assert found.exact and found.batch_size in sizes[-2:] if sizes else found.batch_size == 0
     assert len({attempt.batch_size for attempt in found.tries}) == len(found.tries) <= (8 if tells else 20)
+
+
+def test_traffic_that_may_stay_on_the_chip_bounds_nothing():
+    work = {"flops": 1e9, "all_reduce_bytes": 0, "global_batch_size": 64, "steps": 1}
+    topology = chips.parse_topology("v4-8")
+    assert not estimate.lower_bound(topology, bytes_accessed=9e9, **work)["at_least"]
+    assert estimate.lower_bound(topology, bytes_accessed=1e3, **work)["at_least"]
+
+
+@pytest.mark.parametrize(("start", "limit", "parts"), [(100, 800, 10), (12, 96, 3), (2, 2, 1)])
+def test_search_tries_what_a_step_can_be_made_of(start, limit, parts):
+    def tries(batch_size: int) -> Try:
+        assert batch_size % parts == 0
+        return Try(batch_size, batch_size <= 150, batch_size)
+
+    found = largest_batch(
+        tries, start=start, limit=limit, available_bytes=150, possible=lambda size: size % parts == 0, max_tries=20
+    )
+    assert found.tries[0].batch_size == start and found.exact and start <= found.batch_size <= 150
+    assert found.at_limit == (found.batch_size == limit)
+    assert search_line("bfloat16", found).split()[1].rstrip(",") == str(found.batch_size)
+    assert search_line("bfloat16", found).endswith("the whole batch") == found.at_limit

@@ -12,9 +12,12 @@ from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.base import Source
 from simclr_tf.data.splits import select
 
-# tensorflow-datasets' name -> examples of each split, in order, and number of classes; as published with the data sets.
+# tensorflow-datasets' name, with the configuration where there are several -> examples of each split, in order, and
+# number of classes; as published with the data sets.
 _KNOWN = {
     "imagenet2012": ({"train": 1281167, "validation": 50000}, 1000),
+    "imagenet2012_subset/1pct": ({"train": 12811, "validation": 50000}, 1000),
+    "imagenet2012_subset/10pct": ({"train": 128116, "validation": 50000}, 1000),
     "cifar10": ({"train": 50000, "test": 10000}, 10),
     "cifar100": ({"train": 50000, "test": 10000}, 100),
 }
@@ -64,7 +67,9 @@ def numbers_suffice() -> Iterator[None]:
 
 def stand_in(kind: str, rest: str, split: str) -> DescribedSource | None:
     """Returns the numbers of a data set that could not be opened; None where they do not suffice or are not known."""
-    name = rest.split(":")[0].split("/")[0]
+    name = rest.split(":")[0]
+    if name not in _KNOWN:  # A configuration that is the only one.
+        name = name.split("/")[0]
     if not getattr(_local, "on", False) or kind != "tfds" or name not in _KNOWN:
         return None
     return DescribedSource(name, split)

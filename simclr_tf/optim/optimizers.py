@@ -224,6 +224,11 @@ class Lamb(Optimizer):
         for optimizer, members in self._parts():
             optimizer._create_all_weights(members)
 
+    @property
+    def variables(self) -> tuple[tf.Variable, ...]:
+        """Slots and counters; a `tf.Module` does not see those of Keras' optimizers."""
+        return (*super().variables, *self.decayed.variables(), *self.plain.variables())
+
     def _parts(self):
         for optimizer, wanted in ((self.decayed, False), (self.plain, True)):
             yield optimizer, [v for v, excluded in zip(self._targets, self._excluded) if excluded is wanted]

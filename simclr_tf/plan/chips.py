@@ -27,6 +27,7 @@ class Chip(NamedTuple):
       dimensions: of its interconnect's grid.
       pod_chips: the largest slice.
       chip_config: as libtpu calls it.
+      copies_on_chip: whether the compiler copies arrays into on-chip memory, and counts that as traffic, too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Chip(NamedTuple):
     dimensions: int
     pod_chips: int
     chip_config: str = "default"
+    copies_on_chip: bool = True
 
 
 # v2, v3: Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks", Communications of the
@@ -47,11 +49,11 @@ class Chip(NamedTuple):
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v2", 46e12, 16 * _GIB, 700e9, 4 * 62e9, 2, True, 2, 256),
-        Chip("v3", 123e12, 32 * _GIB, 900e9, 4 * 82e9, 2, True, 2, 1024),
+        Chip("v2", 46e12, 16 * _GIB, 700e9, 4 * 62e9, 2, True, 2, 256, copies_on_chip=False),
+        Chip("v3", 123e12, 32 * _GIB, 900e9, 4 * 82e9, 2, True, 2, 1024, copies_on_chip=False),
         Chip("v4", 275e12, 32 * _GIB, 1200e9, 6 * 50e9, 1, True, 3, 4096, "megacore"),
         Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 1, False, 2, 256),
-        Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 1, True, 3, 4096),
+        Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 1, True, 3, 6144),
         Chip("v6e", 918e12, 32 * _GIB, 1638e9, 400e9, 1, False, 2, 256),
     )
 }
@@ -126,13 +128,14 @@ def parse_topology(name: str) -> Topology:
 
     Args:
       name: "v3-8" and so on, counting what Google's names count: cores of v2, v3, v4 and v5p (two a chip), chips of v5e
-        and v6e; or the chips in each direction, such as "v4:2x2x4".
+        and v6e; or the chips in each direction, such as "v4:2x2x4". "v5litepod" is v5e.
 
     Raises:
       UserError: for a TPU that there is not.
     """
     known = ", ".join(CHIPS)
-    match = re.fullmatch(r"(v\d[ep]?)(?:-(\d+)|:(\d+(?:x\d+)*))", name.strip().lower())
+    usual = name.strip().lower().replace("v5litepod", "v5e")
+    match = re.fullmatch(r"(v\d[ep]?)(?:-(\d+)|:(\d+(?:x\d+)*))", usual)
     if not match:
         raise UserError(f"--topology={name!r} is no TPU; write one like v3-8, v4-32 or v5e-16 (of {known})")
     kind, number, grid = match.groups()
@@ -152,10 +155,10 @@ def parse_topology(name: str) -> Topology:
             )
         return Topology(name, chip, shape)
     unit, smallest = ("cores", 2) if chip.counts_cores else ("chips", 1)
-    count = int(number)
-    if count < smallest or count & (count - 1) or count > chip.pod_chips * smallest:
+    count, largest = int(number), 2 ** ((chip.pod_chips * smallest).bit_length() - 1)
+    if count < smallest or count & (count - 1) or count > largest:
         raise UserError(
             f"--topology={name}: the number counts {unit} of {kind}; use a power of two from {smallest} to "
-            f"{chip.pod_chips * smallest}, or name the grid, such as {kind}:{'x'.join('4' * chip.dimensions)}"
+            f"{largest}, or name the grid, such as {kind}:{'x'.join('4' * chip.dimensions)}"
         )
     return Topology(name, chip, _shape(count // smallest, chip.dimensions))

@@ -127,8 +127,9 @@ def compile_for(
     }
     named = json.dumps([request, hashlib.sha256(module).hexdigest(), _compiler(folder)], sort_keys=True)
     path = os.path.join(cache, f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.json")
-    if tf.io.gfile.exists(path):
-        return {**records.read_json(path), "cached": True}
+    known = _known(path)
+    if known is not None:
+        return {**known, "cached": True}
     with tempfile.TemporaryDirectory() as scratch:
         hlo, asked, answered = (os.path.join(scratch, name) for name in ("step.hlo", "request.json", "answer.json"))
         with open(hlo, "wb") as file:
@@ -159,6 +160,15 @@ def compile_for(
     tf.io.gfile.makedirs(cache)
     records.write_json(path, answer)
     return {**answer, "cached": False}
+
+
+def _known(path: str) -> dict[str, Any] | None:
+    """Returns an earlier answer; None where there is none, or a damaged one, which will be replaced."""
+    try:
+        answer = records.read_json(path) if tf.io.gfile.exists(path) else None
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) and "fits" in answer else None
 
 
 def _compiler(folder: str) -> list[str]:

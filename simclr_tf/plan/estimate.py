@@ -34,8 +34,9 @@ def lower_bound(
     """Bounds a run's time from below.
 
     A step takes at least as long as its arithmetic at the chip's peak, as its memory traffic at full bandwidth (each
-    operation's operands and results counted once, as the compiler counts; what stays in on-chip memory is counted,
-    too), and as its sums over replicas on the interconnect; all three may overlap.
+    operation's operands and results counted once, as the compiler counts), and as its sums over replicas on the
+    interconnect; all three may overlap. From v4 on the compiler copies arrays into on-chip memory, and its count has
+    those copies and what is read of them: there the time of the traffic is an estimate, which may be too high.
 
     Args:
       topology: the TPU.
@@ -47,7 +48,8 @@ def lower_bound(
       price: of a chip for an hour, in any currency; None for no cost.
 
     Returns:
-      Seconds of a step and what they are due to, images/s at most, and hours, chip-hours and cost at least.
+      Seconds of a step and what they are due to, images/s, hours, chip-hours and cost; `at_least` says whether they
+      are bounds, or estimates by counted traffic.
     """
     seconds = {
         "arithmetic": flops / topology.peak_flops,
@@ -60,6 +62,7 @@ def lower_bound(
     found = {
         "step_seconds": step,
         "bound_by": bound_by,
+        "at_least": bound_by != "memory" or not topology.chip.copies_on_chip,
         "seconds": seconds,
         "images_per_second": global_batch_size / step,
         "hours": hours,

@@ -97,6 +97,13 @@ def _named_variables(built: Built) -> dict[str, tf.Variable]:
     return dict(named.values())
 
 
+def batch_sizes(built: Built, replicas: int, batch_size: int | None = None) -> dict[str, int]:
+    """Returns each stream's examples on a replica: the run's own, or in proportion to so many of the first stream."""
+    usual = {name: (stream.batch_size or built.global_batch_size) // replicas for name, stream in built.inputs.items()}
+    first = next(iter(usual.values()))
+    return {name: max(1, size * (batch_size or first) // first) for name, size in usual.items()}
+
+
 def export(built: Built, program: OneProgram, *, per_replica_batch_size: int | None = None) -> Exported:
     """Lowers the step of a run.
 
@@ -115,10 +122,7 @@ def export(built: Built, program: OneProgram, *, per_replica_batch_size: int | N
       UserError: where XLA cannot compile the step.
     """
     replicas = program.num_replicas_in_sync
-    first, *_ = built.inputs
-    usual = {name: (stream.batch_size or built.global_batch_size) // replicas for name, stream in built.inputs.items()}
-    batch_size = per_replica_batch_size or usual[first]
-    sizes = {name: max(1, size * batch_size // usual[first]) for name, size in usual.items()}
+    sizes = batch_sizes(built, replicas, per_replica_batch_size)
     rows = _batch_arguments(built, sizes)
     specs = [tf.TensorSpec([], tf.int64), *(spec for _, _, spec in rows)]
     names: list[str] = []
@@ -174,7 +178,7 @@ def export(built: Built, program: OneProgram, *, per_replica_batch_size: int | N
         "format": _FORMAT,
         "stage": built.stage.name,
         "replicas": replicas,
-        "per_replica_batch_size": batch_size,
+        "per_replica_batch_size": next(iter(sizes.values())),
         "seed": built.seed,
         "precision": built.precision,
         "steps": built.steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from simclr_tf import checkpoint, records, summary
@@ -17,7 +17,7 @@ from simclr_tf.place import Built
 from simclr_tf.plan import environment, estimate, export, hlo
 from simclr_tf.plan.chips import Topology
 from simclr_tf.plan.search import Largest, Try, largest_batch
-from simclr_tf.plan.tables import search_table, step_table
+from simclr_tf.plan.tables import search_line, step_table
 from simclr_tf.stack import keras
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
@@ -141,11 +141,23 @@ def _variants(built: Built) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _search(build: Build, built: Built, topology: Topology, compiler: Compiler, start: int) -> dict[str, Largest]:
-    """The largest batch of each variant."""
-    found = {}
+def _possible(built: Built, replicas: int, batch_size: int) -> bool:
+    """Whether so many examples on each replica can be divided as the run divides them."""
+    try:
+        built.stage.check_batch(batch_size * replicas, replicas)
+    except UserError:
+        return False
+    sizes = export.batch_sizes(built, replicas, batch_size).values()
+    return all(size % built.loop.accumulation_steps == 0 for size in sizes)
+
+
+def _search(
+    build: Build, built: Built, topology: Topology, compiler: Compiler, start: int
+) -> Iterator[tuple[str, Largest | str]]:
+    """Yields each variant and its largest batch, or why there is none."""
+    replicas = topology.num_replicas
     for name, bindings in _variants(built):
-        program = OneProgram(topology.num_replicas)
+        program = OneProgram(replicas, unrolled=True)
         variant = hollow(build, program, bindings)
 
         def tried(batch_size: int, variant=variant, program=program) -> Try:
@@ -153,10 +165,19 @@ def _search(build: Build, built: Built, topology: Topology, compiler: Compiler, 
             needed = estimate.memory(answer)["total"] if answer["fits"] else answer.get("needed_bytes")
             return Try(batch_size, answer["fits"], needed)
 
-        found[name] = largest_batch(
-            tried, start=start, limit=built.global_batch_size, available_bytes=topology.memory_bytes
-        )
-    return found
+        try:
+            yield (
+                name,
+                largest_batch(
+                    tried,
+                    start=start,
+                    limit=built.global_batch_size,
+                    available_bytes=topology.memory_bytes,
+                    possible=lambda size, variant=variant: _possible(variant, replicas, size),
+                ),
+            )
+        except UserError as error:  # The compiler was killed, such as for want of memory.
+            yield name, str(error)
 
 
 def plan(
@@ -197,7 +218,7 @@ def plan(
     for topology in topologies:
         replicas = topology.num_replicas
         if replicas not in steps:
-            program = OneProgram(replicas)
+            program = OneProgram(replicas, unrolled=True)
             built = hollow(build, program, [])
             steps[replicas] = built, export.export(built, program)
             export.save(steps[replicas][1], os.path.join(workdir, f"{STEP}_{replicas}"))
@@ -210,15 +231,20 @@ def plan(
         )
         told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
         print(step_table(told), flush=True)
-        if search:
-            largest = _search(build, built, topology, compiler, batch_size)
-            told["largest_batch_per_replica"] = {
-                name: {**one._asdict(), "tries": [attempt._asdict() for attempt in one.tries]}
-                for name, one in largest.items()
-            }
-            print(search_table(largest), flush=True)
         plans.append(told)
         records.write_json(os.path.join(workdir, PLAN), {"plans": plans})
+        if not search:
+            continue
+        print("  largest batch on each replica:", flush=True)
+        told["largest_batch_per_replica"] = {}
+        for name, found in _search(build, built, topology, compiler, batch_size):
+            told["largest_batch_per_replica"][name] = (
+                {"failed": found}
+                if isinstance(found, str)
+                else {**found._asdict(), "tries": [attempt._asdict() for attempt in found.tries]}
+            )
+            print(search_line(name, found), flush=True)
+            records.write_json(os.path.join(workdir, PLAN), {"plans": plans})
     print(f"written to {os.path.join(workdir, PLAN)}")
     return {"plans": plans}
 

@@ -27,11 +27,13 @@ class Largest(NamedTuple):
       batch_size: the largest that fits; 0 where none does.
       exact: whether the next size was tried and does not fit, or `limit` is reached.
       tries: all compilations, in order.
+      at_limit: whether nothing larger was of interest.
     """
 
     batch_size: int
     exact: bool
     tries: list[Try]
+    at_limit: bool = False
 
 
 def _sizes(limit: int) -> list[int]:
@@ -54,21 +56,28 @@ def _guess(tries: list[Try], available_bytes: int, start: int) -> float:
 
 
 def largest_batch(
-    compiles: Callable[[int], Try], *, start: int, limit: int, available_bytes: int, max_tries: int = 6
+    compiles: Callable[[int], Try],
+    *,
+    start: int,
+    limit: int,
+    available_bytes: int,
+    possible: Callable[[int], bool] = lambda size: True,
+    max_tries: int = 6,
 ) -> Largest:
     """Searches the largest batch that fits.
 
     Args:
       compiles: tries a size.
-      start: the size to begin with.
+      start: the size to begin with; a possible one.
       limit: the largest size of interest.
       available_bytes: about what there is.
+      possible: whether a step can be made of a size.
       max_tries: compilations at most.
 
     Returns:
       The largest size that was tried and fits.
     """
-    sizes = _sizes(max(1, limit))
+    sizes = [size for size in sorted({*_sizes(limit), start, limit}) if possible(size)]
     below, above = -1, len(sizes)  # Positions: the largest that fits, the smallest that does not.
     tries: list[Try] = []
     while above - below > 1 and len(tries) < max_tries:
@@ -81,4 +90,4 @@ def largest_batch(
             below = position
         else:
             above = position
-    return Largest(sizes[below] if below >= 0 else 0, above - below <= 1, tries)
+    return Largest(sizes[below] if below >= 0 else 0, above - below <= 1, tries, below == len(sizes) - 1)
