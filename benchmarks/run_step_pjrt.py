@@ -10,10 +10,12 @@ first values (initial.npz), and prints a record a step, as training would have w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import time
+import zipfile
 
 import numpy as np
 
@@ -28,18 +30,32 @@ def _load(folder: str) -> tuple[bytes, dict, dict, list[dict]]:
         raise SystemExit(
             f"{folder} has no {', '.join(missing)}; make them: python run.py --mode=export_step --workdir={folder} ..."
         )
-    with open(os.path.join(folder, "step.hlo"), "rb") as file:
-        module = file.read()
-    with open(os.path.join(folder, "manifest.json")) as file:
-        manifest = json.load(file)
-    with np.load(os.path.join(folder, "initial.npz")) as file:
-        initial = dict(file)
+    again = f"write it again: python run.py --mode=export_step --workdir={folder} ..."
+    try:
+        with open(os.path.join(folder, "step.hlo"), "rb") as file:
+            module = file.read()
+        with open(os.path.join(folder, "manifest.json")) as file:
+            manifest = json.load(file)
+        arrays = []
+        for name in ("initial.npz", "batches.npz"):
+            with np.load(os.path.join(folder, name)) as file:
+                arrays.append(dict(file))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"{folder} cannot be read ({str(error).splitlines()[0]}); {again}") from None
+    # An export that was stopped half-way leaves files of two.
+    sha256 = hashlib.sha256(module).hexdigest()
+    of = {
+        "manifest.json": manifest.get("hlo_sha256"),
+        **{n: str(a.pop("hlo_sha256", "")) for n, a in zip(wanted[2:], arrays)},
+    }
+    others = [name for name, found in of.items() if found != sha256]
+    if others:
+        raise SystemExit(f"{folder}: {', '.join(others)} does not belong to this step.hlo; {again}")
     batches: dict[int, dict] = {}
-    with np.load(os.path.join(folder, "batches.npz")) as file:
-        for name in file.files:
-            step, _, rest = name.partition("/")
-            batches.setdefault(int(step), {})[rest] = file[name]
-    return module, manifest, initial, [batches[i] for i in sorted(batches)]
+    for name, value in arrays[1].items():
+        step, _, rest = name.partition("/")
+        batches.setdefault(int(step), {})[rest] = value
+    return module, manifest, arrays[0], [batches[i] for i in sorted(batches)]
 
 
 def main() -> None:
@@ -57,7 +73,14 @@ def main() -> None:
     module, manifest, initial, batches = _load(options.folder)
 
     started = time.perf_counter()
-    step = pjrt.Step(module, manifest, initial)
+    try:
+        step = pjrt.Step(module, manifest, initial)
+    except ImportError as error:
+        raise SystemExit(
+            f"{error}; run this with a Python that has JAX, such as that of `make plan-env`: .venv-plan/bin/python"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"the step cannot run here ({str(error).splitlines()[0]}); try another --device") from None
     print(f"{', '.join(map(str, step.devices))}: compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     count = options.steps or len(batches)
     seconds = []

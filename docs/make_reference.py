@@ -36,7 +36,7 @@ def arguments(docstring: str | None) -> dict[str, str]:
     for line in inspect.cleandoc(docstring or "").splitlines():
         if not line.startswith(" "):
             inside = line == "Args:"
-        elif inside and (match := re.match(r"  (\w+): (.*)", line)):
+        elif inside and (match := re.match(r"  \**(\w+): (.*)", line)):
             name = match[1]
             found[name] = match[2]
         elif inside and name:

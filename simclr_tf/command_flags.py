@@ -26,7 +26,8 @@ SOURCE = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Where to write: vectors.npz, .parquet or .tfrecord (embed), a picture (neighbors), a page (report).",
+    "Where to write: vectors.npz, .parquet or .tfrecord (embed), a folder (export), a picture (neighbors), a page "
+    "(report).",
 )
 QUERY = flags.DEFINE_multi_string(
     "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."

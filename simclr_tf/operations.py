@@ -80,7 +80,7 @@ OPERATIONS = {
         "draw training images as a recipe's network will see them", Kind.SHOW, "preview", ("init_from",)
     ),
     "plan": Operation(
-        "whether a recipe fits the TPU --topology, and how long it takes there at the least, without one",
+        "whether a recipe fits the TPU --topology, and about how long it takes there, without one",
         Kind.PLAN,
         "train",
         ("init_from", "teacher", "price", "search", "plan_env", "make_plan_env"),

@@ -90,6 +90,11 @@ def test_lamb_against_numpy():
     ratio = np.linalg.norm(start[0]) / np.linalg.norm(update)
     np.testing.assert_allclose(kernel, start[0] - 0.3 * ratio * update, rtol=1e-5)
     np.testing.assert_allclose(bias, start[1] - 0.3 * direction[1], rtol=1e-5)
+    # All that a step reads and writes: an exported step lists them.
+    kept = {id(variable) for variable in optimizer.variables}
+    for part in (optimizer.decayed, optimizer.plain):
+        assert {id(v) for v in [*part.variables(), *part._hyper.values()] if isinstance(v, tf.Variable)} <= kept
+    assert len(kept) >= 6  # Two moments of each variable, and both counters.
 
 
 def test_lamb_without_addons_says_what_it_needs(monkeypatch):

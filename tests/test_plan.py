@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +74,8 @@ def exported(tmp_path_factory):
             folders[replicas] = str(tmp_path_factory.mktemp(f"step_{replicas}"))
             export.save(steps[replicas], folders[replicas])
             export.save_state(steps[replicas], folders[replicas])
-            np.savez(os.path.join(folders[replicas], export.BATCHES), **values)
+            batches_file = os.path.join(folders[replicas], export.BATCHES)
+            np.savez(batches_file, hlo_sha256=steps[replicas].sha256, **values)
     records = run.run(STEPS)
     last = {name: variable.numpy() for name, variable in steps[1].variables.items()}
     return SimpleNamespace(steps=steps, folders=folders, records=records, last=last, sums=sums, run=run)
@@ -177,6 +180,26 @@ def test_jax_alone_repeats_tensorflows_losses(exported, tmp_path, replicas):
             np.testing.assert_allclose(values[name], last[name], atol=2e-3, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("batches.npz", None, "batches.npz does not belong to this step.hlo"),
+        ("initial.npz", b"PK", "cannot be read"),
+        ("manifest.json", b"{", "cannot be read"),
+        ("manifest.json", b"{}", "manifest.json does not belong"),
+    ],
+)
+def test_an_export_that_is_not_whole_is_one_line(exported, tmp_path, name, content, said):
+    folder = shutil.copytree(exported.folders[1], tmp_path / "step")
+    if content is None:
+        shutil.copy(os.path.join(exported.folders[2], name), folder)
+    else:
+        (folder / name).write_bytes(content)
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_step_pjrt.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 @needs_plan_env
 def test_a_tiny_recipe_is_planned(tmp_path):
     workdir = str(tmp_path)
@@ -244,13 +267,15 @@ def test_a_broken_picture_is_replaced_in_the_batches_too(tmp_path):
     broken = [os.path.basename(name) for name in source.example_ids].index("0.png")
     stage = SimpleNamespace(max_bad_images=1)
     inputs = {"examples": Input(source, central(8), 4)}
-    export.save_batches(SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0), str(tmp_path), 3)
+    run = SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0)
+    exported = export.Exported(b"", {}, {})
+    export.save_batches(run, exported, str(tmp_path), 3)
     with np.load(tmp_path / export.BATCHES) as arrays:
-        assert sorted({name.split("/")[0] for name in arrays.files}) == ["0", "1", "2"]
+        assert sorted({name.split("/")[0] for name in arrays.files}) == ["0", "1", "2", "hlo_sha256"]
         assert all(broken not in arrays[f"{i}/examples/index"] for i in range(3))
     stage.max_bad_images = 0
     with pytest.raises(UserError, match="1 image.* cannot be read, more than Data.max_bad_images = 0"):
-        export.save_batches(SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0), str(tmp_path), 3)
+        export.save_batches(run, exported, str(tmp_path), 3)
 
 
 def test_numbers_stand_for_data_that_are_not_here(tmp_path):

@@ -70,6 +70,24 @@ def test_a_compiler_that_is_killed_is_one_line(tmp_path):
     assert "\n" not in str(caught.value) and not cache.exists()
 
 
+@pytest.mark.parametrize("damage", ["", '{"fits": true', "{}", "3"])
+def test_a_damaged_answer_is_asked_for_again(tmp_path, damage):
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("""#!/bin/sh\necho '{"fits": false}' > "$5"\n""")
+    python.chmod(0o755)
+    topology = chips.parse_topology("v3-8")
+
+    def compiled():
+        folders = {"folder": str(tmp_path / "env"), "cache": str(tmp_path / "cache")}
+        return environment.compile_for(b"", topology, num_replicas=8, **folders)
+
+    assert compiled() == {"fits": False, "cached": False} and compiled()["cached"]
+    (answer,) = (tmp_path / "cache").iterdir()
+    answer.write_text(damage)
+    assert compiled() == {"fits": False, "cached": False} and compiled()["cached"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the compiler exists for Linux alone")
 def test_a_compilation_ends_with_the_plan_that_wants_it(tmp_path):
     request = tmp_path / "request"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import plan_table
 from simclr_tf.errors import UserError
 from simclr_tf.plan import chips, estimate
 from simclr_tf.plan.search import Try, largest_batch
@@ -70,6 +71,11 @@ def test_search_finds_the_largest_batch(limit_bytes, tells):
     # The smallest size that does not fit may have a larger one above it that does, by a step of the layout.
     assert found.exact and found.batch_size in sizes[-2:] if sizes else found.batch_size == 0
     assert len({attempt.batch_size for attempt in found.tries}) == len(found.tries) <= (8 if tells else 20)
+
+
+def test_the_table_marks_estimates():
+    estimated = {name for name in plan_table.TPUS if chips.CHIPS[name].copies_on_chip}
+    assert estimated == set(plan_table.ESTIMATED)
 
 
 def test_traffic_that_may_stay_on_the_chip_bounds_nothing():

@@ -226,8 +226,12 @@ class Lamb(Optimizer):
 
     @property
     def variables(self) -> tuple[tf.Variable, ...]:
-        """Slots and counters; a `tf.Module` does not see those of Keras' optimizers."""
-        return (*super().variables, *self.decayed.variables(), *self.plain.variables())
+        """Slots, counters and constants; a `tf.Module` does not see those of Keras' optimizers."""
+        found = list(super().variables)
+        for optimizer in (self.decayed, self.plain):
+            found += optimizer.variables()
+            found += [constant for constant in optimizer._hyper.values() if isinstance(constant, tf.Variable)]
+        return tuple(found)
 
     def _parts(self):
         for optimizer, wanted in ((self.decayed, False), (self.plain, True)):

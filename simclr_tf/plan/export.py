@@ -196,19 +196,20 @@ def save(exported: Exported, folder: str) -> None:
     records.write_json(os.path.join(folder, MANIFEST), exported.manifest)
 
 
-def _save_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+def _save_arrays(path: str, arrays: dict[str, np.ndarray], sha256: str) -> None:
+    """Writes arrays, and to which program they belong."""
     with io.BytesIO() as buffer:
-        np.savez(buffer, **arrays)
+        np.savez(buffer, hlo_sha256=np.array(sha256), **arrays)
         records.write_bytes(path, buffer.getvalue())
 
 
 def save_state(exported: Exported, folder: str) -> None:
     """Writes the variables' present values, so that the program can be run."""
     values = {name: variable.numpy() for name, variable in exported.variables.items()}
-    _save_arrays(os.path.join(folder, INITIAL), values)
+    _save_arrays(os.path.join(folder, INITIAL), values, exported.sha256)
 
 
-def save_batches(built: Built, folder: str, count: int) -> None:
+def save_batches(built: Built, exported: Exported, folder: str, count: int) -> None:
     """Writes the run's first batches, `{step}/{stream}/{name}` -> array; for one replica."""
     arrays = {}
     for stream, source in built.inputs.items():
@@ -231,4 +232,4 @@ def save_batches(built: Built, folder: str, count: int) -> None:
             if bad_images is not None:
                 bad_images.check()
             raise
-    _save_arrays(os.path.join(folder, BATCHES), arrays)
+    _save_arrays(os.path.join(folder, BATCHES), arrays, exported.sha256)

@@ -263,7 +263,7 @@ def export_step(build: Build, *, workdir: str, batches: int, init_from: str | No
     exported = export.export(built, program)
     export.save(exported, workdir)
     export.save_state(exported, workdir)
-    export.save_batches(built, workdir, batches)
+    export.save_batches(built, exported, workdir, batches)
     size = summary.magnitude(sum(variable.shape.num_elements() for variable in exported.variables.values()))
     print(
         f"{built.stage.name}: the step of {built.global_batch_size} images, {size} values of {len(exported.variables)} "
