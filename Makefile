@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python run.py --mode=demo
 
 test: lint
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

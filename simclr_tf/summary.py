@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
+
+# Architecture and image size -> FLOPs: making the graph to count takes seconds.
+_known_flops: dict[str, int] = {}
 
 
 def count_parameters(module: tf.Module) -> int:
@@ -19,6 +23,9 @@ def flops_per_image(network: Network) -> int:
     Convolutions and matrix products are counted, as papers do; the rest is a few per cent.
     """
     size = network.image_size
+    key = json.dumps([network.encoder.describe(), size], sort_keys=True)
+    if key in _known_flops:
+        return _known_flops[key]
 
     @tf.function(input_signature=[tf.TensorSpec([1, size, size, 3], network.dtype)], autograph=False)
     def forward(images):
@@ -30,6 +37,7 @@ def flops_per_image(network: Network) -> int:
             total += 2 * math.prod(operation.outputs[0].shape) * math.prod(operation.inputs[1].shape[:3])
         elif operation.type in ("MatMul", "BatchMatMulV2"):
             total += 2 * math.prod(operation.outputs[0].shape) * operation.inputs[0].shape[-1]
+    _known_flops[key] = total
     return total
 
 

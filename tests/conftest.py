@@ -1,5 +1,7 @@
 """Splits the CPU before TensorFlow starts, so that any test may ask for up to four replicas; a run to read from."""
 
+import os
+
 import pytest
 
 from simclr_tf.stack import tf
@@ -7,6 +9,31 @@ from simclr_tf.stack import tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
 )
+
+
+# Files that take longest begin first, so that the last worker does not begin one of them when others are done.
+_LONGEST = (
+    "test_resume",
+    "test_multi_worker",
+    "test_sequence",
+    "test_errors",
+    "test_report",
+    "test_gin_files",
+    "test_plan",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No test looks for a TPU's metadata on the network, or takes itself for a part of the job that runs the tests."""
+    monkeypatch.setenv("GCE_METADATA_HOST", "localhost:1")
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TPU_WORKER_", "TF_CONFIG"))]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")

@@ -72,11 +72,11 @@ WRONG = [
     (["--mode=linear_eval", "--workdir={tmp}/w", "--init_from={tmp}/none"], 1, "--init_from="),
     (["--mode=finetune", "--workdir={tmp}/w", "--init_from={tmp}"], 1, "it has no architecture.json"),
     # Data.
-    ([*RUN, "--gin_param=Data.source='folder:{tmp}/none'"], 1, "none"),
-    ([*RUN, "--gin_param=Data.source='folder:{tmp}'"], 1, "{tmp}"),
+    ([*RUN, "--gin_param=Data.source='folder:{tmp}/none'"], 1, "is not there"),
+    ([*RUN, "--gin_param=Data.source='folder:{tmp}'"], 1, "has no JPEG, PNG"),
     ([*RUN, "--gin_param=Data.source='embeded:cifar10_mini'"], 1, "embedded"),
     ([*RUN, "--gin_param=Data.source='embedded:cifar'"], 1, "cifar10_mini"),
-    ([*RUN, "--gin_param=Data.train_split='trian'"], 1, "train"),
+    ([*RUN, "--gin_param=Data.train_split='trian'"], 1, "has no split 'trian'"),
 ]  # fmt: skip
 
 

@@ -110,10 +110,6 @@ def test_compiled_step_agrees(one):
         assert abs(expected["loss"] - actual["loss"]) < tolerance * expected["loss"]
 
 
-def test_training_learns_something(one):
-    assert one[0][0]["loss"] != one[0][1]["loss"] != one[0][2]["loss"]
-
-
 def test_concat_orders_by_replica_and_carries_gradients():
     strategy = strategy_of(2)
 

@@ -157,6 +157,7 @@ def test_page_of_a_pretraining_draws_chance(runs):
 
 def test_whole_evaluation_is_preferred(runs, tmp_path):
     run = shutil.copytree(runs / "scratch", tmp_path / "run")
+    assert "Measured here on a sample of 24 images" in Page(report(run)[0]).text
     assert simclr("--mode=eval", f"--workdir={run}").code == 0
     evaluated = json.loads((run / "eval.json").read_text())
     shown = Page(report(run)[0])

@@ -51,7 +51,6 @@ def test_three_stages(tmp_path, capfd):
     subset = (tmp_path / "runs" / "finetune" / "labelled_subset.txt").read_text().split()
     assert len(subset) == LABELLED
     assert results["distill"]["encoder_parameters"] > results["finetune"]["encoder_parameters"]
-    assert 0 <= results["distill"]["last_step"]["teacher_agreement"] <= 1
     assert [line.split("|")[1].strip() for line in done.out.splitlines() if "%" in line] == list(results)
 
     (tmp_path / "runs" / "distill" / "result.json").unlink()

@@ -9,7 +9,6 @@ import pytest
 from exported_run import export, images, make_network, make_run
 
 from simclr_tf.errors import UserError
-from simclr_tf.export.module import FEATURES
 from simclr_tf.stack import keras, tf
 from simclr_tf.teacher import load_teacher
 
@@ -163,7 +162,6 @@ def test_other_paths_are_no_teachers(tmp_path, exported, workdir):
     without = make_network(classes=0)
     with pytest.raises(UserError, match="has no classifier"):
         load_teacher(make_run(tmp_path / "plain", without))
-    assert FEATURES in exported
 
 
 def test_numbered_classes_are_unknown_ones(tmp_path):

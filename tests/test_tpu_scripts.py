@@ -186,7 +186,9 @@ def test_watching_again_starts_nothing(ready):
     assert ready.on_vm("start", "1", "--mode=pretrain") == "started\n"
     assert ready.on_vm("start", "1", "--mode=pretrain") == "running\n"
     assert ready.on_vm("status") == "running\n"
-    time.sleep(0.3)  # The stand-in's trap has to be there.
+    deadline = time.monotonic() + 60
+    while not (ready.folder / "trapped").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert ready.on_vm("stop") == "exited 75\n"
     assert len(ready.read("starts")) == 1
 

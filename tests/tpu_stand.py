@@ -70,7 +70,10 @@ case "$*" in
     echo "TPU_LOAD_LIBRARY=${TPU_LOAD_LIBRARY:-unset}" >> "$STAND/environment"
     code=$(head -n 1 "$STAND/codes"); sed -i 1d "$STAND/codes"
     echo "this run ends with $code"
-    if [[ $code == waits ]]; then trap 'sleep 0.3; exit 75' TERM; for _ in {1..600}; do sleep 0.1; done; exit 1; fi
+    if [[ $code == waits ]]; then
+      trap 'sleep 0.3; exit 75' TERM; touch "$STAND/trapped"
+      for _ in {1..600}; do sleep 0.1; done; exit 1
+    fi
     exit "$code" ;;
   *) exec /usr/bin/env python3 "$@" ;;
 esac
