@@ -225,6 +225,8 @@ def _run_plan(operation: Operation) -> None:
 
 
 def _run(argv: list[str]) -> None:
+    if sys.platform == "win32":  # Locks and signals are those of Unix.
+        raise UserError("simclr_tf does not run on Windows itself; use it in WSL 2 (`wsl --install`), which is Linux")
     operation = _check_usage(argv)
     if operation.kind is Kind.SEQUENCE:
         _run_sequence()

@@ -94,6 +94,12 @@ def test_wrong_input(arguments, code, told, tmp_path, monkeypatch):
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
+def test_windows_is_one_line(monkeypatch):
+    monkeypatch.setattr(cli.sys, "platform", "win32")
+    told = simclr("--mode=pretrain", "--workdir=w")
+    assert told.code == 1 and told.err.startswith("simclr: ") and "WSL" in told.err and told.err.count("\n") == 1
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     def broken(precision):
         raise ZeroDivisionError("a bug")
