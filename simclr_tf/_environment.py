@@ -12,3 +12,7 @@ else:
 # TensorFlow's C++ start-up notes say nothing a user can act on. Errors still show; Python warnings are untouched.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# A GPU's memory is taken as it is needed: reports and evaluations run beside a training.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# Of gs:// files TensorFlow fetches 64 MB for whatever is asked; records and tensors are read one by one, by offsets.
+os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20))

@@ -54,7 +54,7 @@ class Board:
         joined = {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
         self._images, self._sound = joined["image"], np.flatnonzero(joined["weight"] > 0)
         self._labels, self._indices = joined["label"][self._sound], joined["index"][self._sound]
-        self._writer = tf.summary.create_file_writer(self._folder, filename_suffix=".images")
+        self._writer = records.board_writer(self._folder, filename_suffix=".images")
         self._features = tf.function(self._compute, reduce_retracing=True, autograph=False)
         self._has_sprite = False
 
@@ -78,6 +78,7 @@ class Board:
             num_images=_SHEET_IMAGES,
             seed=seed,
             data_dir=self._data_dir,
+            count_unreadable=False,
         )
         sheet = views.sheet(found, self._class_names, title=f"The first images of step 0, seed {seed}")
         self._show("what training sees", np.asarray(sheet), 0)

@@ -49,7 +49,7 @@ def _damage(path: str) -> str | None:
     try:
         # `tf.train.load_checkpoint` does the same, but not on every file system.
         reader = tf.compat.v1.train.NewCheckpointReader(path)
-        for name in reader.get_variable_to_shape_map():
+        for name in sorted(reader.get_variable_to_shape_map()):  # As they lie in the file.
             reader.get_tensor(name)
     except (*_UNREADABLE, IndexError) as error:  # IndexError: "read less bytes than requested".
         return first_line(error)
@@ -135,7 +135,7 @@ class Checkpoints:
         except (OSError, tf.errors.OpError) as error:
             self._remove({step})
             kept = f"the checkpoint of step {max(self._good)} is kept" if self._good else "there was none before"
-            raise UserError(
+            raise records.refusal(path, error)(
                 f"the checkpoint {path} cannot be written ({first_line(error)}); {kept}: make room or restore the "
                 "access, and give the same command again"
             ) from None

@@ -21,7 +21,12 @@ from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input, Stage
 
 # What file systems answer when files vanish under a run.
-_LOST = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.UnavailableError)
+_LOST = (
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+)
 
 
 class Numbers(NamedTuple):

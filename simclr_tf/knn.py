@@ -6,7 +6,8 @@ import numpy as np
 
 from simclr_tf.errors import UserError
 
-_ROWS = 1024
+# Of queries with the bank at a time: half a gigabyte, and twice that for their order.
+_SIMILARITIES = 2**27
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
@@ -45,12 +46,12 @@ def predict(
     if not isinstance(temperature, (int, float)) or not temperature > 0:
         raise UserError(f"knn.temperature is {temperature!r}; use a positive number, such as 0.1")
     bank, queries = normalize(train_features), normalize(features)
-    k = min(num_neighbors, len(bank))
-    votes = np.eye(num_classes)[np.asarray(train_labels)]
+    labels, k = np.asarray(train_labels), min(num_neighbors, len(bank))
     scores = np.zeros((len(queries), num_classes))
-    for start in range(0, len(queries), _ROWS):
-        similarity = queries[start : start + _ROWS] @ bank.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    rows = max(1, _SIMILARITIES // len(bank))
+    for start in range(0, len(queries), rows):
+        similarity = queries[start : start + rows] @ bank.T
+        nearest = np.argpartition(similarity, len(bank) - k, axis=1)[:, len(bank) - k :]
         weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
-        scores[start : start + _ROWS] = np.einsum("mk,mkc->mc", weights, votes[nearest])
+        np.add.at(scores, (np.arange(start, start + len(weights))[:, None], labels[nearest]), weights)
     return scores

@@ -136,7 +136,8 @@ class WorkdirLock:
     def _read_lease(self) -> dict:
         try:
             with tf.io.gfile.GFile(self._path) as file:
-                return _parse(file.read())
+                # Not all of "the file": how long that is may be some seconds old, and the lease has grown since.
+                return _parse(file.read(4096))
         except tf.errors.NotFoundError:
             return {}
 

@@ -11,10 +11,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from simclr_tf import summaries
-from simclr_tf.errors import UserError, first_line
+from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.stack import tf
 
 METRICS, THROUGHPUT, RESULT, ARCHITECTURE = "metrics.jsonl", "throughput.jsonl", "result.json", "architecture.json"
+
+
+# What a bucket answers, after TensorFlow's own retries, when it or the network is away for a while.
+_PASSING = (
+    tf.errors.AbortedError,
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+)
+
+
+def refusal(path: str, error: Exception) -> type[UserError]:
+    """Returns what a failed write is to be raised as: `StartAgain` where a remote file system may be back soon."""
+    return StartAgain if "://" in path and isinstance(error, _PASSING) else UserError
 
 
 @contextlib.contextmanager
@@ -23,10 +37,20 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(
+        raise refusal(path, error)(
             f"{path} cannot be written ({first_line(error)}); make room or restore the access, and give the same "
             "command again: a training run goes on from its last checkpoint"
         ) from None
+
+
+def board_writer(folder: str, **settings) -> tf.summary.SummaryWriter:
+    """Opens a file of TensorBoard's.
+
+    Where each flush uploads the whole file again, as to a bucket, it waits for `flush`.
+    """
+    if "://" in folder:
+        settings.update(max_queue=2**30, flush_millis=2**30)
+    return tf.summary.create_file_writer(folder, **settings)
 
 
 def write_text(path: str, text: str) -> None:
@@ -120,7 +144,7 @@ class Records:
         self._last_step = num_steps - 1
         self._files = {name: self._reopen(os.path.join(workdir, name), first_step) for name in (METRICS, THROUGHPUT)}
         with writing(os.path.join(workdir, "tensorboard")):
-            self._board = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+            self._board = board_writer(os.path.join(workdir, "tensorboard"))
 
     @staticmethod
     def _reopen(path: str, first_step: int) -> tf.io.gfile.GFile:

@@ -76,6 +76,7 @@ def views(
     num_images: int = 8,
     seed: int = 0,
     data_dir: str | None = None,
+    count_unreadable: bool = True,
 ) -> Views:
     """Makes what the run with this seed makes of the first images of its first step, to the bit.
 
@@ -86,6 +87,7 @@ def views(
       num_images: how many; no more than there are.
       seed: the run's.
       data_dir: where data sets lie.
+      count_unreadable: whether too many unreadable images are an error; counting them needs Python where they are read.
 
     Returns:
       The columns: originals, the views, the crop alone, and each augmentation alone on the whole image.
@@ -97,7 +99,7 @@ def views(
     stream_name = "images" if two_views else "labelled"
     num_images = min(num_images, source.num_examples)
     make = two_crops if two_views else one_crop
-    bad_images = bad_image_counter(data.max_bad_images, source)
+    bad_images = bad_image_counter(data.max_bad_images, source, elsewhere=not count_unreadable)
     batches = train_dataset(
         source,
         make(data.image_size, augment.crop_box),

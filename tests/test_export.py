@@ -144,6 +144,13 @@ def test_an_export_that_differs_gets_no_name(workdir, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "feature_vector") == []
 
 
+def test_what_a_format_cannot_hold_is_told_first(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "_LARGEST_FILE", 1000)
+    with pytest.raises(UserError, match="'tflite', a format of files below 2 GiB"):
+        export(workdir, output=str(tmp_path / "out"), formats=["tflite"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_libraries_are_told_before_anything_is_written(workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     monkeypatch.setitem(sys.modules, "onnx", types.ModuleType("onnx"))

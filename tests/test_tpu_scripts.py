@@ -43,6 +43,7 @@ def test_a_run_from_nothing_to_its_end(stand):
     ]
     assert "--system-site-packages" in stand.read("venv")[0]
     assert stand.read("environment") == ["TPU_LOAD_LIBRARY=unset"]
+    assert stand.read("plugin") == [" "]  # There is no library.
     assert (stand.folder / "home/simclr_run/log").read_text() == "this run ends with 0\n"
 
 
@@ -191,6 +192,20 @@ def test_watching_again_starts_nothing(ready):
         time.sleep(0.05)
     assert ready.on_vm("stop") == "exited 75\n"
     assert len(ready.read("starts")) == 1
+
+
+def test_a_single_host_is_told_where_the_tpus_library_lies(ready):
+    library = ready.folder / "libtpu.so"
+    library.touch()
+    ready.environment["TPU_LIBRARY_PATH"] = str(library)
+    ready.write("codes", "0\n0\n")
+    for hosts in ("1", "4"):
+        assert ready.on_vm("start", hosts, "--mode=pretrain", f"--workdir={hosts}") == "started\n"
+        deadline = time.monotonic() + 60
+        while not ready.on_vm("status").startswith("exited") and time.monotonic() < deadline:
+            time.sleep(0.05)
+    # A pod's servers have the TPU.
+    assert ready.read("plugin") == [f"true {library}", " "]
 
 
 def test_a_host_that_went_down_counts_as_lost(ready):

@@ -68,6 +68,7 @@ case "$*" in
   run.py*)
     printf '%s\n' "$*" >> "$STAND/starts"
     echo "TPU_LOAD_LIBRARY=${TPU_LOAD_LIBRARY:-unset}" >> "$STAND/environment"
+    echo "${NEXT_PLUGGABLE_DEVICE_USE_C_API:-} ${TF_PLUGGABLE_DEVICE_LIBRARY_PATH:-}" >> "$STAND/plugin"
     code=$(head -n 1 "$STAND/codes"); sed -i 1d "$STAND/codes"
     echo "this run ends with $code"
     if [[ $code == waits ]]; then

@@ -22,6 +22,14 @@ worker() {
     "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes/agent-worker-number" || echo 0
 }
 
+# The library by which TensorFlow talks to the TPU: the environment's own, else the image's.
+plugin() {
+  local path
+  path=$("$HOME/simclr_venv/bin/python" -c 'import libtpu; print(libtpu.get_library_path())' 2>/dev/null) || true
+  [[ $path == "$HOME/simclr_venv/"* ]] || path=${TPU_LIBRARY_PATH:-/lib/libtpu.so}
+  [[ -e $path ]] && echo "$path"
+}
+
 case ${1:-} in
   start)
     hosts=$2
@@ -40,6 +48,10 @@ case ${1:-} in
     printf '%q ' "$@" > "$state/arguments"
     # On a pod the hosts' servers hold the TPU, and this process only talks to them.
     ((hosts > 1)) && export TPU_LOAD_LIBRARY=0
+    # Of a single host TensorFlow loads the TPU as a plugin (PJRT), from where it is told.
+    if ((hosts == 1)) && [[ -z ${TF_PLUGGABLE_DEVICE_LIBRARY_PATH:-} ]] && library=$(plugin); then
+      export TF_PLUGGABLE_DEVICE_LIBRARY_PATH=$library NEXT_PLUGGABLE_DEVICE_USE_C_API=true
+    fi
     cd "$(dirname "$here")"
     # The code is written whatever ends the run, so that `status` can tell a fault from a host that went down.
     # shellcheck disable=SC2016

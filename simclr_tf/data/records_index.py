@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import mmap
 import struct
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from simclr_tf.stack import tf
 
 _HEADER, _FOOTER = 12, 4  # A record's length and its checksum before it; its own checksum behind.
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected.
+# (path, bytes, time of change) -> what `scan` found.
+_scanned: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
 
 def _crc_table() -> np.ndarray:
@@ -33,14 +36,14 @@ def masked_crc(lengths: np.ndarray) -> np.ndarray:
     return (((crc >> np.uint32(15)) | (crc << np.uint32(17))).astype(np.uint64) + 0xA282EAD8).astype(np.uint32)
 
 
-def scan(path: str) -> tuple[np.ndarray, np.ndarray, int]:
+def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Finds all records of a file.
 
     Args:
       path: of a TFRecord file, not compressed.
 
     Returns:
-      offsets and lengths of the records' contents, [n] int64 each, and the file's size in bytes.
+      offsets and lengths of the records' contents, [n] int64 each.
 
     Raises:
       UserError: where the file is missing, cut off or damaged.
@@ -68,7 +71,19 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, int]:
     starts = np.concatenate([[0], np.cumsum(lengths + _HEADER + _FOOTER)])[: len(lengths)]
     if wrong.any():
         raise _broken(path, int(starts[np.argmax(wrong)]))
-    return starts.astype(np.int64) + _HEADER, lengths, size
+    return starts.astype(np.int64) + _HEADER, lengths
+
+
+def _scan_again(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `scan` returns; a file that did not change is looked at once, by however many sources."""
+    try:
+        found = tf.io.gfile.stat(path)
+    except (OSError, tf.errors.OpError):
+        return scan(path)  # Which says what is wrong.
+    key = (path, found.length, found.mtime_nsec)
+    if key not in _scanned:
+        _scanned[key] = scan(path)
+    return _scanned[key]
 
 
 def _walk(read, size: int, path: str) -> list[bytes]:
@@ -97,14 +112,12 @@ class Index(NamedTuple):
 
     Attributes:
       files: [f] paths.
-      sizes: [f] bytes.
       file: [n] int32 rows of `files`.
       offsets: [n] int64 bytes.
       lengths: [n] int64 bytes.
     """
 
     files: tf.Tensor
-    sizes: tf.Tensor
     file: tf.Tensor
     offsets: tf.Tensor
     lengths: tf.Tensor
@@ -112,13 +125,16 @@ class Index(NamedTuple):
     def read(self, index: tf.Tensor) -> tf.Tensor:
         """Reads one record, a scalar string, by operations; index: scalar int64."""
         file, offset, length = (tf.gather(part, index) for part in (self.file, self.offsets, self.lengths))
-        return tf.data.FixedLengthRecordDataset(
-            tf.gather(self.files, file),
-            record_bytes=length,
-            header_bytes=offset,
-            footer_bytes=tf.gather(self.sizes, file) - offset - length,
-            buffer_size=length,
-        ).get_single_element()
+        # The one reader that begins at an offset without reading what lies before; the public classes do not offer it.
+        records = tf.raw_ops.TFRecordDatasetV2(
+            filenames=tf.gather(self.files, file),
+            compression_type="",
+            buffer_size=_HEADER + length + _FOOTER,
+            byte_offsets=offset - _HEADER,
+        )
+        string = {"output_types": [tf.string], "output_shapes": [[]]}
+        first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **string)
+        return tf.raw_ops.DatasetToSingleElement(dataset=first, **string)[0]
 
 
 def index(parts: Sequence[tuple[str, int, int]]) -> Index:
@@ -131,7 +147,9 @@ def index(parts: Sequence[tuple[str, int, int]]) -> Index:
       UserError: where a file is damaged or has fewer records.
     """
     files = sorted({path for path, _, _ in parts})
-    scanned = [scan(path) for path in files]
+    # Mostly waiting for disks and networks.
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        scanned = list(pool.map(_scan_again, files))
     file, offsets, lengths = [], [], []
     for path, skip, take in parts:
         row = files.index(path)
@@ -147,6 +165,5 @@ def index(parts: Sequence[tuple[str, int, int]]) -> Index:
     with tf.device("CPU:0"):
         return Index(
             tf.constant(files),
-            tf.constant([size for _, _, size in scanned], tf.int64),
             *(tf.constant(np.concatenate(part)) for part in (file, offsets, lengths)),
         )

@@ -58,9 +58,15 @@ def _prepare(tfds: ModuleType, builder: Any, name: str, data_dir: str | None, do
     except (
         OSError,  # Connections included.
         AssertionError,  # What has to be downloaded by hand is not there.
+        ValueError,  # An old version, which cannot be made any more.
         tf.errors.OpError,
         tfds.core.download.downloader.DownloadError,
+        tfds.core.download.download_manager.NonMatchingChecksumError,
+        tfds.core.download.extractor.ExtractError,
     ) as error:
+        if builder.data_path.exists():  # Another process was quicker.
+            builder.info.read_from_directory(builder.data_dir)
+            return
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"tfds:{name} is not prepared in {where} and could not be downloaded ({first}); prepare it where there is "
@@ -148,10 +154,12 @@ class TfdsSource(Source):
     def _records(self) -> tf.data.Dataset:
         """All records in order."""
         index = self._index  # Checks the files.
-        parts = [tf.data.TFRecordDataset(part.filename).skip(part.skip).take(part.take) for part in self._instructions]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = whole.concatenate(part)
+        files = [part.filename for part in self._instructions]
+        counts = [[part.skip, part.take] for part in self._instructions]
+        slices = (tf.constant(files), *tf.unstack(tf.constant(counts, tf.int64), axis=1))
+        whole = tf.data.Dataset.from_tensor_slices(slices).flat_map(
+            lambda file, skip, take: tf.data.TFRecordDataset(file).skip(skip).take(take)
+        )
         return whole.apply(tf.data.experimental.assert_cardinality(len(index.offsets)))
 
     def _column(self, feature: str, dtype: tf.DType) -> np.ndarray:

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from simclr_tf import checkpoint, records
+from simclr_tf import checkpoint, records, summary
 from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.crop import EVALUATION_PROPORTION, LARGEST_UNCROPPED_SIZE
 from simclr_tf.data.sources import open_source
@@ -22,6 +22,7 @@ from simclr_tf.stack import tf
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4
+_LARGEST_FILE = 2**31  # Of protocol buffers and flatbuffers.
 _FILES = {**{name: file for name, (file, _) in formats.WRITERS.items()}, "torch": pytorch.FILE}
 
 
@@ -61,6 +62,7 @@ def run_export(
         _take_momentum(network, path, place.workdir)
     if "torch" in wanted:
         pytorch.state_dict(network, classifier=network.classifier is not None)
+    _check_size(wanted, sum(summary.count_parameters(part) for part in network.parts().values()))
     if layer not in layers(network):
         raise UserError(f"export.layer is {layer!r}; choose one of {', '.join(layers(network))}")
     size = image_size or network.image_size
@@ -103,6 +105,15 @@ def _check_settings(wanted: list[str], image_size: int | None, keep: int, weight
     if weights not in _WEIGHTS:
         raise UserError(f"export.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
     formats.check_available(wanted)
+
+
+def _check_size(wanted: list[str], num_parameters: int) -> None:
+    limited = [name for name in wanted if name in formats.WRITERS]
+    if limited and 4 * num_parameters >= _LARGEST_FILE:
+        raise UserError(
+            f"export.formats has {limited[0]!r}, a format of files below 2 GiB, and the network's weights take "
+            f"{4 * num_parameters / 2**30:.1f} GiB; leave it out: SavedModels have no such limit"
+        )
 
 
 def _take_momentum(network: Network, path: str, workdir: str) -> None:

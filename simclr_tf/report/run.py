@@ -23,6 +23,11 @@ from simclr_tf.report.page import document, figure, picture, text
 FILE, COMPARISON = "report.html", "comparison.html"
 
 
+def _normal(path: str) -> str:
+    """One name for a folder, however it was written."""
+    return path.rstrip("/") if "://" in path else os.path.normpath(path)
+
+
 def run_report(
     place: Place,
     max_images: int = 1000,
@@ -66,7 +71,7 @@ def run_report(
     chosen = resolve_precision(precision)
     workdirs = gather.find(place.workdir)
     runs = [gather.read(workdir, name) for workdir, name in zip(workdirs, gather.short_names(workdirs))]
-    whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == os.path.normpath(place.workdir)
+    whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == _normal(place.workdir)
     folder = place.workdir if whole_folder else workdirs[0]
     path = place.output or os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
     place.built()
