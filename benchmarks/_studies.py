@@ -132,9 +132,10 @@ def _size() -> Study:
         runs,
         tuple(hidden),
         "It shows in part. With 1 % of the labels fine-tuning gains (three seeds, paired; ± 95 %) 5.7 ± 0.6 points at "
-        "R18 1/8, 5.9 ± 2.4 at R18 1/4, 4.8 ± 2.3 at R50 1/8 and 9.2 ± 1.6 at R50 1/8 with selective kernels; with 10 % "
-        "0.2 ± 6.0, 0.4 ± 1.2, 0.2 ± 3.5 and 3.7 ± 1.0. So every network gains more with fewer labels, and the one with "
-        "selective kernels most; width or depth alone did not add to the gain, after two epochs of pretraining.",
+        "R18 1/8, 5.9 ± 2.4 at R18 1/4, 4.8 ± 2.3 at R50 1/8 and 9.2 ± 1.6 at R50 1/8 with selective kernels; with "
+        "10 % 0.2 ± 6.0, 0.4 ± 1.2, 0.2 ± 3.5 and 3.7 ± 1.0. So every network gains more with fewer labels, and the "
+        "one with selective kernels most; width or depth alone did not add to the gain, after two epochs of "
+        "pretraining.",
     )
 
 

@@ -46,10 +46,11 @@ def writing(path: str) -> Iterator[None]:
 def board_writer(folder: str, **settings) -> tf.summary.SummaryWriter:
     """Opens a file of TensorBoard's.
 
-    Where each flush uploads the whole file again, as to a bucket, it waits for `flush`.
+    Where each flush uploads the whole file again, as to a bucket, many events make one.
     """
     if "://" in folder:
-        settings.update(max_queue=2**30, flush_millis=2**30)
+        # Half an hour at most: a thousand times more, in the microseconds that TensorFlow counts, is no int32.
+        settings.update(max_queue=2**30, flush_millis=2_000_000)
     return tf.summary.create_file_writer(folder, **settings)
 
 
@@ -145,6 +146,7 @@ class Records:
         self._files = {name: self._reopen(os.path.join(workdir, name), first_step) for name in (METRICS, THROUGHPUT)}
         with writing(os.path.join(workdir, "tensorboard")):
             self._board = board_writer(os.path.join(workdir, "tensorboard"))
+        self._waiting: list[tuple[str, float, int]] = []
 
     @staticmethod
     def _reopen(path: str, first_step: int) -> tf.io.gfile.GFile:
@@ -155,15 +157,22 @@ class Records:
     def add(self, first_step: int, records: list[dict[str, float]], throughput: dict[str, float]) -> None:
         """Records consecutive steps and how fast they went."""
         last = first_step + len(records) - 1
-        with writing(self._workdir), self._board.as_default():
+        with writing(self._workdir):
             for step, record in enumerate(records, start=first_step):
                 if step % self._every_steps == 0 or step == self._last_step:
                     self._files[METRICS].write(json_line({"step": step, **record, **self._constants}))
-                    for name, value in record.items():
-                        summaries.scalar(name, value, step=step)
+                    self._waiting += [(name, value, step) for name, value in record.items()]
             self._files[THROUGHPUT].write(json_line({"step": last, **throughput}))
-            for name, value in throughput.items():
-                summaries.scalar(f"throughput/{name}", value, step=last)
+            self._waiting += [(f"throughput/{name}", value, last) for name, value in throughput.items()]
+            if "://" not in self._workdir:
+                self._show()
+
+    def _show(self) -> None:
+        """Hands TensorBoard what waits for it; a remote file is uploaded whole each time."""
+        with self._board.as_default():
+            for name, value, step in self._waiting:
+                summaries.scalar(name, value, step=step)
+        self._waiting = []
 
     def last(self) -> dict[str, float]:
         """Returns the run's last record, without the constants; to be called after its last step."""
@@ -179,6 +188,7 @@ class Records:
         with writing(self._workdir):
             for file in self._files.values():
                 file.flush()
+            self._show()
             self._board.flush()
 
     def close(self) -> None:
@@ -186,4 +196,5 @@ class Records:
         with writing(self._workdir):
             for file in self._files.values():
                 file.close()
+            self._show()
             self._board.close()

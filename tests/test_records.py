@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from simclr_tf import records, summaries
-from simclr_tf.errors import UserError
+from simclr_tf.errors import StartAgain, UserError
 from simclr_tf.stack import tf
 
 
@@ -152,3 +152,32 @@ def test_tensorboard_reads_what_its_own_functions_would_write(tmp_path):
         (value,) = (value for event in tf.compat.v1.train.summary_iterator(str(path)) for value in event.summary.value)
         written.append((value.tag, value.metadata.data_class, value.metadata.plugin_data.plugin_name, value.tensor))
     assert written[0] == written[1]
+
+
+def test_what_passes_in_a_bucket_asks_for_another_start():
+    gone = tf.errors.AbortedError(None, None, "All 10 retry attempts failed")
+    assert records.refusal("gs://bucket/run", gone) is StartAgain
+    assert records.refusal("/disk/run", gone) is UserError
+    assert records.refusal("gs://bucket/run", tf.errors.PermissionDeniedError(None, None, "")) is UserError
+    with pytest.raises(StartAgain, match="gs://bucket/run/x cannot be written"), records.writing("gs://bucket/run/x"):
+        raise gone
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_remote_board_is_uploaded_with_checkpoints_alone(tmp_path, remote):
+    workdir = "ram://board" if remote else str(tmp_path)
+    tf.io.gfile.makedirs(workdir)
+    log = opened(workdir, 0, num_steps=100)
+
+    def size() -> int:
+        (name,) = tf.io.gfile.listdir(f"{workdir}/tensorboard")
+        return tf.io.gfile.stat(f"{workdir}/tensorboard/{name}").length
+
+    empty = size()
+    log.add(0, [{"loss": 1.0, "accuracy": 0.5}] * 100, {"seconds": 2.0})
+    assert (size() == empty) == remote
+    log.flush()
+    shown = size()
+    assert shown > empty + 200 * 30
+    log.close()
+    assert size() == shown
