@@ -48,7 +48,7 @@ class Noise:
     def open(self, split: str, data_dir: str | None = None) -> SimpleNamespace:
         """Describes images that are never read."""
         return SimpleNamespace(
-            name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False, partly_labelled=False
+            name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False, partly_labelled=False, remote=False
         )
 
     def describe(self) -> dict:

@@ -26,6 +26,7 @@ _LOST = (
     tf.errors.PermissionDeniedError,
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
 )
 
 
@@ -208,7 +209,8 @@ def take_course(
         lost_host = cluster.may_lose_hosts(place.strategy) and isinstance(error, tf.errors.UnavailableError)
         if role.count == 1 and isinstance(error, _LOST) and not lost_host:
             names = ", ".join(stream.source.name for stream in inputs.values())
-            raise UserError(
+            again = any(stream.source.remote for stream in inputs.values()) and isinstance(error, records.PASSING)
+            raise (StartAgain if again else UserError)(
                 f"{names} cannot be read any more ({first_line(error)}); restore the access, and give "
                 "the same command again: it goes on from the last checkpoint"
             ) from None

@@ -18,7 +18,7 @@ METRICS, THROUGHPUT, RESULT, ARCHITECTURE = "metrics.jsonl", "throughput.jsonl",
 
 
 # What a bucket answers, after TensorFlow's own retries, when it or the network is away for a while.
-_PASSING = (
+PASSING = (
     tf.errors.AbortedError,
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -28,7 +28,7 @@ _PASSING = (
 
 def refusal(path: str, error: Exception) -> type[UserError]:
     """Returns what a failed write is to be raised as: `StartAgain` where a remote file system may be back soon."""
-    return StartAgain if "://" in path and isinstance(error, _PASSING) else UserError
+    return StartAgain if "://" in path and isinstance(error, PASSING) else UserError
 
 
 @contextlib.contextmanager

@@ -181,3 +181,17 @@ def test_trying_goes_on_after_failures():
     assert sound == (True, False, True, False)
     assert labels == (5, -1, 7, -1)
     assert shapes == ((40, 56, 3), (1, 1, 3), (40, 56, 3), (1, 1, 3))
+
+
+def test_a_read_that_fails_is_no_bad_image_where_it_may_succeed_tomorrow():
+    files = [save(picture("RGB"), "PNG"), b"rubbish"]
+
+    def read(index):
+        known = tf.raw_ops.Assert(condition=index < 2, data=["the bucket is away"])
+        with tf.control_dependencies([known]):
+            return tf.gather(tf.constant(files), index % 2), tf.constant(0)
+
+    tried = iter(tf.data.Dataset.range(3).map(lambda index: try_decode(read, index, read_may_fail=False)))
+    assert [bool(next(tried)[2]) for _ in range(2)] == [True, False]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the bucket is away"):
+        next(tried)

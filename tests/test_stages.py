@@ -33,7 +33,7 @@ class FakeData:
 
     def __init__(self, class_names=("a", "b", "c")):
         self._source = SimpleNamespace(
-            name="noise", num_examples=64, class_names=class_names, may_fail=False, partly_labelled=False
+            name="noise", num_examples=64, class_names=class_names, may_fail=False, partly_labelled=False, remote=False
         )
 
     def open(self, split, data_dir=None):

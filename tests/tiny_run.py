@@ -32,7 +32,12 @@ class Noise:
 
     def open(self, split, data_dir=None):
         return SimpleNamespace(
-            name="noise", num_examples=64, class_names=("a", "b", "c"), may_fail=False, partly_labelled=False
+            name="noise",
+            num_examples=64,
+            class_names=("a", "b", "c"),
+            may_fail=False,
+            partly_labelled=False,
+            remote=False,
         )
 
     def describe(self):

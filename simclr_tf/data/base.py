@@ -39,6 +39,7 @@ class Source:
       may_fail: whether an image may turn out to be unreadable.
       partly_labelled: whether examples without a label are known to be among the labelled ones. False also where only
         reading the whole data set would tell.
+      remote: whether images lie where a read may fail today and not tomorrow, as in a bucket.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     class_names: tuple[str, ...] | None = None
     may_fail: bool = True
     partly_labelled: bool = False
+    remote: bool = False
 
     @property
     def labels(self) -> np.ndarray | None:

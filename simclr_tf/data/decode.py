@@ -189,7 +189,7 @@ def plain(function: Callable) -> Callable:
 
 
 def try_decode(
-    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], index: tf.Tensor
+    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], index: tf.Tensor, *, read_may_fail: bool = True
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Reads and decodes one example, and goes on where that fails.
 
@@ -199,16 +199,20 @@ def try_decode(
     Args:
       read: takes a number and returns the encoded image and its label.
       index: scalar int64.
+      read_may_fail: whether what cannot be read is gone on from, too; else only what cannot be decoded.
 
     Returns:
       [H, W, 3] uint8, the label (int32), and whether it went well; otherwise one black pixel and -1.
     """
 
-    def attempt(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        encoded, label = read(index)
+    def attempt(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
 
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
-    tried = tf.data.Dataset.from_tensors(index).map(plain(attempt)).ignore_errors()
+    if read_may_fail:
+        tried = tf.data.Dataset.from_tensors(index).map(plain(lambda index: attempt(*read(index))))
+    else:
+        tried = tf.data.Dataset.from_tensors(read(index)).map(plain(attempt))
+    tried = tried.ignore_errors()
     image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
     return tf.ensure_shape(image, [None, None, 3]), label, sound

@@ -149,6 +149,7 @@ class FolderSource(Source):
                 for key in sorted(set(split_of))
             }
         chosen = splits.select(split, {key: value for key, value in rows.items() if len(value)}, f"folder:{path}")
+        self.remote = "://" in self._root
         self._names = [names[i] for i in chosen]
         self.num_examples = len(chosen)
         self.class_names = tuple(known) if len(known) > 1 else None

@@ -245,7 +245,8 @@ def _reader(
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if bad_images is not None:
-            return try_decode(source.read, index)
+            # A network that is away for a while makes no image a bad one.
+            return try_decode(source.read, index, read_may_fail=not source.remote)
         encoded, label = source.read(index)
         return decode(encoded), label, tf.constant(True)
 

@@ -30,7 +30,7 @@ class Subset(Source):
         """
         self._source, self._rows = source, np.asarray(rows, np.int64)
         self.name, self.num_examples = name, len(rows)
-        self.class_names, self.may_fail = source.class_names, source.may_fail
+        self.class_names, self.may_fail, self.remote = source.class_names, source.may_fail, source.remote
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -99,6 +99,7 @@ class TfdsSource(Source):
         self._name_feature = next((key for key in _NAME_FEATURES if key in builder.info.features), None)
         self._instructions = _instructions(builder, split, name)
         self.num_examples = sum(instruction.take for instruction in self._instructions)
+        self.remote = "://" in str(builder.data_path)
         self._known_labels: np.ndarray | None = None
 
     @functools.cached_property
