@@ -13,6 +13,7 @@ CREATE_FLAGS=()                 # More flags of gcloud's create command, such as
 
 # In a bucket of the TPU's region: the disk of a TPU VM is lost with it, and a pod's hosts share nothing else.
 WORKDIR=gs://my-bucket/runs/pretrain_r50
+# For ImageNet rather a path on a disk that every host mounts: see README.md, "The paper's runs".
 DATA_DIR=gs://my-bucket/tfds
 
 # What to do; --workdir, --data_dir and --tpu are added.
