@@ -112,6 +112,15 @@ def test_any_example_is_read_by_itself(data_dir):
         assert int(label) == expected[i]["label"] and label.dtype == tf.int32
 
 
+def test_labels_of_a_split_are_read_once(copy, monkeypatch):
+    labels = pictures(copy).labels
+    monkeypatch.setattr(type(pictures(copy)), "_column", None)
+    np.testing.assert_array_equal(pictures(copy).labels, labels)
+    os.utime(file_of(copy))  # As if it had been made again.
+    with pytest.raises(TypeError):
+        pictures(copy).labels  # noqa: B018
+
+
 @pytest.mark.parametrize("split", ["train[20%:60%]", "test+train[-4:]", "train[3:5]+train[10:12]", "all"])
 def test_splits_are_tensorflow_datasets_own(data_dir, split):
     source = pictures(data_dir, split)

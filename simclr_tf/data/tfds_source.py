@@ -22,6 +22,8 @@ from simclr_tf.stack import tf
 
 # Features that hold a name of the example, in some data sets.
 _NAME_FEATURES = ("file_name", "filename", "image/filename", "id")
+# Records of a split, each file with its time of change -> labels.
+_labels: dict[tuple, np.ndarray] = {}
 
 
 def _import_tfds() -> ModuleType:
@@ -114,10 +116,18 @@ class TfdsSource(Source):
             return None
         if self._known_labels is None:
             resident = self.resident()
-            labels = resident.labels if resident is not None else self._column("label", tf.int64).astype(np.int32)
+            labels = resident.labels if resident is not None else self._all_labels()
             _check_labels(labels, len(self.class_names), self.name)
             self._known_labels = labels
         return self._known_labels
+
+    def _all_labels(self) -> np.ndarray:
+        """Reads every record for its label, once in a process, however often the split is opened."""
+        parts = [(part.filename, part.skip, part.take) for part in self._instructions]
+        key = tuple((*part, tf.io.gfile.stat(part[0]).mtime_nsec) for part in parts)
+        if key not in _labels:
+            _labels[key] = self._column("label", tf.int64).astype(np.int32)
+        return _labels[key]
 
     @functools.cached_property
     def example_ids(self) -> list[str]:
