@@ -198,14 +198,21 @@ def test_a_single_host_is_told_where_the_tpus_library_lies(ready):
     library = ready.folder / "libtpu.so"
     library.touch()
     ready.environment["TPU_LIBRARY_PATH"] = str(library)
-    ready.write("codes", "0\n0\n")
+    ready.write("codes", "0\n0\n0\n")
     for hosts in ("1", "4"):
         assert ready.on_vm("start", hosts, "--mode=pretrain", f"--workdir={hosts}") == "started\n"
         deadline = time.monotonic() + 60
         while not ready.on_vm("status").startswith("exited") and time.monotonic() < deadline:
             time.sleep(0.05)
-    # A pod's servers have the TPU.
-    assert ready.read("plugin") == [f"true {library}", " "]
+    own = ready.folder / "home/simclr_venv/libtpu.so"
+    own.touch()
+    ready.write("own_library", f"{own}\n")
+    assert ready.on_vm("start", "1", "--mode=pretrain", "--workdir=own") == "started\n"
+    deadline = time.monotonic() + 60
+    while not ready.on_vm("status").startswith("exited") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # A pod's servers have the TPU; what pip installed comes before the image's.
+    assert ready.read("plugin") == [f"true {library}", " ", f"true {own}"]
 
 
 def test_a_host_that_went_down_counts_as_lost(ready):

@@ -64,6 +64,7 @@ case "$*" in
     echo "$*" >> "$STAND/pip"
     if [[ -s $STAND/pip_fails ]]; then sed -i 1d "$STAND/pip_fails"; exit 1; fi ;;
   "-c import ensurepip"*) ;;
+  "-c import libtpu"*) cat "$STAND/own_library" ;;
   *simclr_tf.stack*) cat "$STAND/tensorflow" ;;
   run.py*)
     printf '%s\n' "$*" >> "$STAND/starts"
