@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import mmap
+import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from simclr_tf.stack import tf
 
 _HEADER, _FOOTER = 12, 4  # A record's length and its checksum before it; its own checksum behind.
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected.
-# (path, bytes, time of change) -> what `scan` found.
+# `state` of a file -> what `scan` found.
 _scanned: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
 
@@ -74,13 +75,21 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
     return starts.astype(np.int64) + _HEADER, lengths
 
 
+def state(path: str) -> tuple[str, int, int]:
+    """Returns a file's name, size and time of change: what was learnt of it holds while they are the same."""
+    if "://" in path:
+        found = tf.io.gfile.stat(path)
+        return path, found.length, found.mtime_nsec
+    found = os.stat(path)  # TensorFlow's counts whole seconds here.
+    return path, found.st_size, found.st_mtime_ns
+
+
 def _scan_again(path: str) -> tuple[np.ndarray, np.ndarray]:
     """What `scan` returns; a file that did not change is looked at once, by however many sources."""
     try:
-        found = tf.io.gfile.stat(path)
+        key = state(path)
     except (OSError, tf.errors.OpError):
         return scan(path)  # Which says what is wrong.
-    key = (path, found.length, found.mtime_nsec)
     if key not in _scanned:
         _scanned[key] = scan(path)
     return _scanned[key]
@@ -124,12 +133,13 @@ class Index(NamedTuple):
 
     def read(self, index: tf.Tensor) -> tf.Tensor:
         """Reads one record, a scalar string, by operations; index: scalar int64."""
-        file, offset, length = (tf.gather(part, index) for part in (self.file, self.offsets, self.lengths))
+        file, offset = tf.gather(self.file, index), tf.gather(self.offsets, index)
         # The one reader that begins at an offset without reading what lies before; the public classes do not offer it.
+        # Unbuffered: a buffer is cleared, filled and copied again.
         records = tf.raw_ops.TFRecordDatasetV2(
             filenames=tf.gather(self.files, file),
             compression_type="",
-            buffer_size=_HEADER + length + _FOOTER,
+            buffer_size=0,
             byte_offsets=offset - _HEADER,
         )
         string = {"output_types": [tf.string], "output_shapes": [[]]}

@@ -22,7 +22,7 @@ from simclr_tf.stack import tf
 
 # Features that hold a name of the example, in some data sets.
 _NAME_FEATURES = ("file_name", "filename", "image/filename", "id")
-# Records of a split, each file with its time of change -> labels.
+# A split's files, each with its state, and records -> labels.
 _labels: dict[tuple, np.ndarray] = {}
 
 
@@ -123,8 +123,7 @@ class TfdsSource(Source):
 
     def _all_labels(self) -> np.ndarray:
         """Reads every record for its label, once in a process, however often the split is opened."""
-        parts = [(part.filename, part.skip, part.take) for part in self._instructions]
-        key = tuple((*part, tf.io.gfile.stat(part[0]).mtime_nsec) for part in parts)
+        key = tuple((*records_index.state(part.filename), part.skip, part.take) for part in self._instructions)
         if key not in _labels:
             _labels[key] = self._column("label", tf.int64).astype(np.int32)
         return _labels[key]
