@@ -94,6 +94,7 @@ def test_one_micro_batch_is_the_batch():
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_replicas_agree():
     one, two = with_memory(micro_batch_size=4), with_memory(2, micro_batch_size=4)
     tiny_run.assert_same_records(one.run(2), two.run(2), 1e-9)

@@ -58,6 +58,7 @@ def spell_out(depth: int, width: int, selective: bool) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth, width, selective", PUBLISHED_MILLIONS, ids=str)
 def test_encoder_sizes_are_the_published_ones(depth, width, selective):
     with tf.Graph().as_default():  # Built on a graph, 795 million weights cost nothing.

@@ -100,6 +100,7 @@ def unlabelled(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_tensorboard_has_pictures_and_a_projector(runs, tmp_path):
     """And they change nothing in the run."""
     params = ("--gin_param=train.board_images=12", "--gin_param=train.checkpoint_every_steps=1")
@@ -155,6 +156,7 @@ def test_page_of_a_pretraining_draws_chance(runs):
         assert title in shown.text, title
 
 
+@pytest.mark.slow
 def test_whole_evaluation_is_preferred(runs, tmp_path):
     run = shutil.copytree(runs / "scratch", tmp_path / "run")
     assert "Measured here on a sample of 24 images" in Page(report(run)[0]).text
@@ -167,6 +169,7 @@ def test_whole_evaluation_is_preferred(runs, tmp_path):
     assert f"Expected calibration error {100 * error:.2f}%" in shown.text
 
 
+@pytest.mark.slow
 def test_runs_are_compared(runs):
     text, out = report(f"{runs}/pretrain,{runs}/scratch")
     assert f"{runs}/pretrain/comparison.html" in out
@@ -177,6 +180,7 @@ def test_runs_are_compared(runs):
     assert re.search(r"last: [\d.]+ \(pretrain\), [\d.]+ \(scratch\)", shown.text)
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs(runs):
     text, out = report(runs)
     assert f"{runs}/report.html" in out
@@ -193,6 +197,7 @@ def test_output_flag_and_dry_run_leave_the_runs_alone(runs, tmp_path):
     assert sorted(path.name for path in (runs / "scratch").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_without_labels_and_with_wild_names(unlabelled):
     text, _ = report(unlabelled)
     shown = Page(text)

@@ -118,6 +118,7 @@ def test_the_checkpoint_holds_all_there_is(whole):
     assert any("queue" in name for name in names)
 
 
+@pytest.mark.slow
 def test_killed_while_saving(whole, tmp_path, monkeypatch):
     write = tf.train.Checkpoint.write
 
@@ -137,6 +138,7 @@ def test_killed_while_saving(whole, tmp_path, monkeypatch):
     assert_same_end(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_started_again_on_a_remote_workdir(whole):
     workdir = "ram://runs/remote"
     terminate = {"stepped": lambda: os.kill(os.getpid(), signal.SIGTERM)}
@@ -157,6 +159,7 @@ def test_a_cut_checkpoint_is_passed_over(whole, tmp_path, caplog):
     assert_same_end(workdir, whole)
 
 
+@pytest.mark.slow
 def test_killed_before_the_result(whole, tmp_path, monkeypatch):
     workdir = copy(whole, tmp_path)
     # No step is taken again, so none may be decoded again.
@@ -165,6 +168,7 @@ def test_killed_before_the_result(whole, tmp_path, monkeypatch):
     assert_same_end(workdir, whole)
 
 
+@pytest.mark.slow
 def test_sigterm_while_measuring(whole, tmp_path, monkeypatch):
     workdir = copy(whole, tmp_path)
     collect = evaluate.collect
@@ -236,6 +240,7 @@ def test_results_whose_checkpoints_are_gone_are_not_written_over(whole, tmp_path
     assert (workdir / records.METRICS).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_weights_that_the_last_update_spoilt_are_not_saved(tmp_path, monkeypatch):
     def rate(self, step):
         return tf.where(tf.equal(step, 5), tf.constant(float("inf")), tf.constant(0.1))
