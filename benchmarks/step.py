@@ -16,7 +16,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,6 +24,7 @@ import numpy as np
 from benchmarks import _common, _published
 from simclr_tf import randomness, summary
 from simclr_tf.data.augment import Augment
+from simclr_tf.data.base import Source
 from simclr_tf.loop import Loop
 from simclr_tf.models import convolution
 from simclr_tf.models.heads import ProjectionHead
@@ -45,11 +45,12 @@ class Noise:
     def __init__(self, image_size: int):
         self.image_size = image_size
 
-    def open(self, split: str, data_dir: str | None = None) -> SimpleNamespace:
+    def open(self, split: str, data_dir: str | None = None) -> Source:
         """Describes images that are never read."""
-        return SimpleNamespace(
-            name="noise", num_examples=50_000, class_names=CLASSES, may_fail=False, partly_labelled=False, remote=False
-        )
+        source = Source()
+        source.name, source.num_examples = "noise", 50_000
+        source.class_names, source.may_fail = CLASSES, False
+        return source
 
     def describe(self) -> dict:
         """Has nothing to say."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from tiny_run import Noise, batches
 
 from simclr_tf import collectives
 from simclr_tf.cluster import make_strategy
@@ -19,41 +18,7 @@ from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.pretrain import Pretrain
 
-BATCH, STEPS, SIZE = 8, 3, 16
-
-
-class Labelled:
-    """Stands for `Data`: all that a stage asks of it but the images themselves."""
-
-    image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
-
-    def open(self, split, data_dir=None):
-        return SimpleNamespace(
-            name="noise",
-            num_examples=64,
-            class_names=("a", "b", "c"),
-            may_fail=False,
-            partly_labelled=False,
-            remote=False,
-        )
-
-    def describe(self):
-        return {}
-
-
-def batches(replicas: int):
-    """The same global batches, cut for so many replicas."""
-    rng = np.random.default_rng(0)
-    rows = BATCH * STEPS
-    tensors = {
-        "view_1": rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
-        "view_2": rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
-        "label": rng.integers(-1, 3, rows).astype(np.int32),
-        "index": np.arange(rows, dtype=np.int64),
-    }
-    return lambda context: tf.data.Dataset.from_tensor_slices({"images": tensors}).batch(
-        BATCH // replicas, drop_remainder=True
-    )
+STEPS = 3
 
 
 def strategy_of(replicas: int) -> tf.distribute.Strategy:
@@ -66,7 +31,7 @@ def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64
     keras.utils.set_random_seed(0)
     with strategy.scope():
         stage = Pretrain(
-            data=Labelled(),
+            data=Noise(),
             augment=Augment(),
             make_encoder=lambda **kw: ResNet(18, 0.0625, stem="cifar", **kw),
             make_head=lambda **kw: ProjectionHead(num_layers=2, output_dim=8, **kw),
@@ -84,7 +49,7 @@ def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64
             jit_compile=jit_compile,
             steps_per_call=2,
         )
-    iterator = iter(strategy.distribute_datasets_from_function(batches(replicas)))
+    iterator = iter(strategy.distribute_datasets_from_function(batches(replicas, STEPS)))
     records = [record for chunk in loop.run(iterator, STEPS) for record in chunk.records]
     variables = [v.numpy() for part in stage.network.parts().values() for v in part.variables]
     return records, variables

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from tiny_run import BATCH, SIZE, Noise
 
 from simclr_tf import losses, randomness
 from simclr_tf.class_names import numbered_classes
@@ -22,28 +21,7 @@ from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
 
-SIZE, BATCH = 16, 8
 AUGMENT = {"color_strength": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
-
-
-class FakeData:
-    """Stands for `Data`: all that a stage asks of it but the images themselves."""
-
-    image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
-
-    def __init__(self, class_names=("a", "b", "c")):
-        self._source = SimpleNamespace(
-            name="noise", num_examples=64, class_names=class_names, may_fail=False, partly_labelled=False, remote=False
-        )
-
-    def open(self, split, data_dir=None):
-        return self._source
-
-    def open_labelled(self, data_dir=None):
-        return self._source
-
-    def describe(self):
-        return {}
 
 
 def encoder(**kwargs):
@@ -66,7 +44,7 @@ def stream(seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
 def supervised(**settings) -> Supervised:
     keras.utils.set_random_seed(0)
     defaults = {"head_layer": 1, "make_head": head, "precision": "float64"}
-    return Supervised("finetune", FakeData(), Augment(**AUGMENT), encoder, **{**defaults, **settings})
+    return Supervised("finetune", Noise(), Augment(**AUGMENT), encoder, **{**defaults, **settings})
 
 
 def steps(stage, batch, count: int = 2) -> list[dict[str, float]]:
@@ -141,7 +119,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 def test_labels_are_needed():
     with pytest.raises(UserError, match="has no labels"):
-        Supervised("finetune", FakeData(None), Augment(**AUGMENT), encoder)
+        Supervised("finetune", Noise(None), Augment(**AUGMENT), encoder)
 
 
 # --- Distillation ----------------------------------------------------------------------------------------------------
@@ -182,7 +160,7 @@ class FakeTeacher:
 def student(monkeypatch, data=None, **settings) -> Distill:
     monkeypatch.setattr(distill, "load_teacher", lambda path, precision: FakeTeacher())
     keras.utils.set_random_seed(0)
-    return Distill(data or FakeData(), Augment(**AUGMENT), encoder, "teacher", precision="float64", **settings)
+    return Distill(data or Noise(), Augment(**AUGMENT), encoder, "teacher", precision="float64", **settings)
 
 
 def test_mixed_loss_by_its_formula(monkeypatch):
@@ -214,7 +192,7 @@ def test_mixed_loss_by_its_formula(monkeypatch):
 
 
 def test_unlabelled_images_alone_need_no_labels(monkeypatch):
-    stage = student(monkeypatch, FakeData(None))
+    stage = student(monkeypatch, Noise(None))
     assert list(stage.train_inputs()) == ["unlabelled"]
     assert stage.eval_input() is None
     assert stage.describe()["class_names"] == ["a", "b", "c"]
@@ -225,17 +203,17 @@ def test_unlabelled_images_alone_need_no_labels(monkeypatch):
 
 
 def test_the_probe_decays_through_the_loss(monkeypatch):
-    stage = Pretrain(FakeData(), Augment(), encoder, head, probe_weight_decay=0.5)
+    stage = Pretrain(Noise(), Augment(), encoder, head, probe_weight_decay=0.5)
     kernel = stage.network.classifier.dense.kernel
     kernel.assign(tf.ones_like(kernel))
     assert float(stage.penalties()["weight_decay"]) == pytest.approx(0.25 * kernel.shape.num_elements())
-    assert Pretrain(FakeData(), Augment(), encoder, head).penalties() == {}
+    assert Pretrain(Noise(), Augment(), encoder, head).penalties() == {}
     with pytest.raises(UserError, match="Pretrain.probe_weight_decay is -1"):
-        Pretrain(FakeData(), Augment(), encoder, head, probe_weight_decay=-1)
+        Pretrain(Noise(), Augment(), encoder, head, probe_weight_decay=-1)
 
 
 def test_the_probe_looks_at_labelled_images_alone():
-    data = FakeData()
+    data = Noise()
     stage = Pretrain(data, Augment(**AUGMENT), encoder, head, precision="float64")
     batch = {"view_1": stream(0)["image"], "view_2": stream(1)["image"], "label": np.array([2, 1] + [-1] * 6, np.int32)}
 
@@ -251,7 +229,7 @@ def test_the_probe_looks_at_labelled_images_alone():
 
 
 def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):
-    assert student(monkeypatch, FakeData(numbered_classes(3))).describe()["class_names"] == ["a", "b", "c"]
+    assert student(monkeypatch, Noise(numbered_classes(3))).describe()["class_names"] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -260,8 +238,8 @@ def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):
         ({"alpha": 0.0}, "Distill.alpha is 0.0"),
         ({"alpha": 1.5}, "Distill.alpha is 1.5"),
         ({"temperature": 0}, "Distill.temperature is 0"),
-        ({"data": FakeData(("a", "b"))}, "the teacher tells 3 classes apart, but noise has 2"),
-        ({"data": FakeData(("a", "b", "d"))}, "it says 'c' where the data says 'd'"),
+        ({"data": Noise(("a", "b"))}, "the teacher tells 3 classes apart, but noise has 2"),
+        ({"data": Noise(("a", "b", "d"))}, "it says 'c' where the data says 'd'"),
     ],
 )
 def test_impossible_distillation_is_refused(monkeypatch, settings, message):

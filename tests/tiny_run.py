@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from simclr_tf.cluster import make_strategy
 from simclr_tf.data.augment import Augment
+from simclr_tf.data.base import Source
 from simclr_tf.loop import Loop
 from simclr_tf.models import resnet
 from simclr_tf.models.blocks import basic_block, bottleneck
@@ -30,15 +29,16 @@ class Noise:
 
     image_size, max_bad_images, train_split, eval_split = SIZE, 0, "train", "test"
 
+    def __init__(self, class_names=("a", "b", "c")):
+        self._source = Source()
+        self._source.name, self._source.num_examples = "noise", 64
+        self._source.class_names, self._source.may_fail = class_names, False
+
     def open(self, split, data_dir=None):
-        return SimpleNamespace(
-            name="noise",
-            num_examples=64,
-            class_names=("a", "b", "c"),
-            may_fail=False,
-            partly_labelled=False,
-            remote=False,
-        )
+        return self._source
+
+    def open_labelled(self, data_dir=None):
+        return self._source
 
     def describe(self):
         return {}
