@@ -33,7 +33,7 @@ def predict(
       features: [M, D].
       num_classes: how many classes there are.
       num_neighbors: how many neighbours vote; all of them where there are fewer.
-      temperature: a neighbour's vote weighs exp(cosine similarity / temperature).
+      temperature: a neighbour's vote weighs exp(cosine similarity / temperature), relative to the nearest one's.
 
     Returns:
       [M, num_classes] float64 scores; the class with the highest wins.
@@ -52,6 +52,8 @@ def predict(
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ bank.T
         nearest = np.argpartition(similarity, len(bank) - k, axis=1)[:, len(bank) - k :]
-        weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
+        votes = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
+        # Less than the nearest one's, as large numbers have no exponential.
+        weights = np.exp((votes - votes.max(axis=1, keepdims=True)) / temperature)
         np.add.at(scores, (np.arange(start, start + len(weights))[:, None], labels[nearest]), weights)
     return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_run import Noise, batches
+from tiny_run import TINY, Noise, batches
 
 from simclr_tf import collectives
 from simclr_tf.cluster import make_strategy
@@ -33,7 +33,7 @@ def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64
         stage = Pretrain(
             data=Noise(),
             augment=Augment(),
-            make_encoder=lambda **kw: ResNet(18, 0.0625, stem="cifar", **kw),
+            make_encoder=lambda **kw: ResNet(**TINY, **kw),
             make_head=lambda **kw: ProjectionHead(num_layers=2, output_dim=8, **kw),
             temperature=0.2,
             precision=precision,

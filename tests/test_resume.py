@@ -39,7 +39,7 @@ def data(train_split: str = "train[:48]") -> Data:
     return Data(train_split=train_split, eval_split="test[:16]", image_size=16)
 
 
-def run(workdir, *, depth=18, images=None, place=None, **changes) -> dict:
+def run(workdir, *, depth=10, images=None, place=None, **changes) -> dict:
     """A pretraining run with a memory, in this process."""
 
     def make_stage(precision, data_dir):
@@ -54,6 +54,7 @@ def run(workdir, *, depth=18, images=None, place=None, **changes) -> dict:
         )
 
     settings = {"global_batch_size": 16, "steps": STEPS, "seed": 1, "precision": "float32", "checkpoint_every_steps": 3}
+    settings["board_images"] = 0
     return train(
         Place(str(workdir), make_strategy("one_device"), **(place or {})),
         make_stage,
@@ -195,7 +196,7 @@ def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
     ("changes", "named"),
     [
         ({"steps": 12, "seed": 2, "global_batch_size": 24}, ["steps is 9 there, 12 here", "seed is 1", "is 16 there"]),
-        ({"depth": 34}, ["encoder's depth is 18 there, 34 here"]),
+        ({"depth": 18}, ["encoder's depth is 10 there, 18 here"]),
         ({"images": data("train[:64]")}, ["num_examples is 48 there, 64 here"]),
     ],
 )
@@ -223,6 +224,19 @@ def test_any_setting_that_changes_a_step_is_compared(whole, tmp_path):
     ]:
         with pytest.raises(UserError, match=named):
             identity.check(workdir, stage, identity.identify({**settings, **change}, **facts))
+
+
+def test_a_teacher_is_known_by_its_weights(whole, tmp_path):
+    workdir = copy(whole, tmp_path)
+    path = workdir / records.ARCHITECTURE
+    here = {**json.loads(path.read_text()), "teacher": {"path": "runs/a", "fingerprint": "12"}}
+    path.write_text(json.dumps(here))
+    identity.check(str(workdir), {**here, "teacher": {"path": "./runs/a", "fingerprint": "12"}}, {"settings": {}})
+    with pytest.raises(UserError, match="teacher's fingerprint is '12' there, '13' here"):
+        identity.check(str(workdir), {**here, "teacher": {"path": "runs/a", "fingerprint": "13"}}, {"settings": {}})
+    path.write_text(json.dumps({**here, "teacher": {"path": "runs/a"}}))  # Of an earlier version.
+    with pytest.raises(UserError, match="teacher's path"):
+        identity.check(str(workdir), {**here, "teacher": {"path": "runs/b", "fingerprint": "12"}}, {"settings": {}})
 
 
 def test_everything_may_change_before_there_is_a_checkpoint(whole, tmp_path):

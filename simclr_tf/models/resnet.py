@@ -11,6 +11,7 @@ from simclr_tf.stack import keras, tf
 
 # depth: (block, its output channels over its filters, blocks in each of the four groups)
 DEPTHS = {
+    10: (basic_block, 1, (1, 1, 1, 1)),
     18: (basic_block, 1, (2, 2, 2, 2)),
     34: (basic_block, 1, (3, 4, 6, 3)),
     50: (bottleneck, 4, (3, 4, 6, 3)),
@@ -41,10 +42,10 @@ class ResNet(keras.Model):
         """Creates the layers.
 
         Args:
-          depth: 18, 34, 50, 101, 152 or 200.
+          depth: 10, 18, 34, 50, 101, 152 or 200; 10 has one block in each group, for tests and very small machines.
           width: multiplies every channel count; 1-4 in the paper, fractions such as 0.25 for small experiments.
           sk_ratio: selective kernels' bottleneck ratio, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
-          se_ratio: squeeze-and-excitation's bottleneck ratio; 0 turns it off.
+          se_ratio: squeeze-and-excitation's bottleneck over the channels of a block's 3x3 convolution; 0 turns it off.
           stem: "imagenet" (stride 4) or "cifar" (one 3x3 at stride 1, no pooling, for images of about 32 pixels).
           remat: compute each residual block's activations again in the backward pass instead of keeping them: less
             memory for about a third more work. Changes no number, and is no part of the architecture.
