@@ -74,7 +74,7 @@ class Board:
         found = views.views(
             self._data,
             augment,
-            two_views=self._description["stage"] == "pretrain",
+            stage=self._description["stage"],
             num_images=_SHEET_IMAGES,
             seed=seed,
             data_dir=self._data_dir,

@@ -60,6 +60,8 @@ def run_embed(
     for name, value in {"batch_size": batch_size, "images_per_part": images_per_part}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"embed.{name} is {value!r}; use a whole number of at least 1")
+    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
+        raise UserError(f"embed.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
     if ":" not in place.source:
         raise UsageError(f"--source={place.source} names no kind of images; write folder:{place.source}, or tfds:NAME")
     vectors.check_path(place.output, "--output")

@@ -37,6 +37,7 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
     """
     if not isinstance(num_neighbors, int) or isinstance(num_neighbors, bool) or num_neighbors < 1:
         raise UserError(f"neighbors.num_neighbors is {num_neighbors!r}; use a whole number of at least 1, such as 8")
+    contact_sheet.check_cell_pixels("neighbors.cell_pixels", cell_pixels)
     output = place.output or os.path.join(place.workdir, "neighbors.png")
     if not output.lower().endswith(".png"):
         raise UsageError(f"--output={output} is no PNG picture; let it end in .png")

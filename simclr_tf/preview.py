@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from simclr_tf import contact_sheet, records, views
+from simclr_tf import contact_sheet, randomness, records, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.place import Place
 from simclr_tf.stages.base import Stage
+from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 
 FILE = "preview.png"
@@ -31,7 +32,8 @@ def run_preview(
       place: its `workdir` is where the picture goes; it may be new or a run's.
       data: its training split is shown.
       augment: what training does to an image.
-      make_stage: which training is shown: pretraining makes two views of an image, the others one.
+      make_stage: which training is shown: pretraining makes two views of an image, the others one; training with labels
+        takes the labelled subset.
       num_images: how many images.
       seed: the run's: the picture shows the first step of the run with this seed.
       cell_pixels: side of each picture on the sheet.
@@ -42,20 +44,23 @@ def run_preview(
     Raises:
       UserError: for data that cannot be had, or a setting that makes no sense.
     """
-    for name, number, least, most in (("num_images", num_images, 1, 256), ("cell_pixels", cell_pixels, 16, 1024)):
-        if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-            raise UserError(f"preview.{name} is {number!r}; use a whole number from {least} to {most}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"preview.seed is {seed!r}; use a whole number")
+    if not isinstance(num_images, int) or isinstance(num_images, bool) or not 1 <= num_images <= 256:
+        raise UserError(f"preview.num_images is {num_images!r}; use a whole number from 1 to 256")
+    contact_sheet.check_cell_pixels("preview.cell_pixels", cell_pixels)
+    randomness.check_seed("preview.seed", seed)
+    stages = {Pretrain: "pretrain", Distill: "distill"}
+    stage = next((name for kind, name in stages.items() if issubclass(make_stage, kind)), "supervised")
     place.built()
     source = data.open(data.train_split, place.data_dir)
     if place.dry_run:
         print(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
         return {}
+    if not place.is_chief:
+        return {}
     found = views.views(
         data,
         augment,
-        two_views=issubclass(make_stage, Pretrain),
+        stage=stage,
         num_images=num_images,
         seed=seed,
         data_dir=place.data_dir,

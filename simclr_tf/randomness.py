@@ -11,11 +11,22 @@ from __future__ import annotations
 import functools
 import zlib
 
+from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _ROUND_GROUPS = 5
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Refuses a seed that is no whole number of 64 bits.
+
+    Raises:
+      UserError: which calls it `name`.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise UserError(f"{name} is {seed!r}; use a whole number of at most 63 bits, such as 0")
 
 
 def stream(name: str) -> int:

@@ -19,6 +19,7 @@ from simclr_tf.place import Built, Place
 from simclr_tf.precision import resolve_precision
 from simclr_tf.preemption import Watch
 from simclr_tf.progress import duration
+from simclr_tf.randomness import check_seed
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Stage
 
@@ -113,8 +114,7 @@ def train(
         raise UserError(f"train.epochs is {epochs!r}; use a positive number")
     if not isinstance(board_images, int) or isinstance(board_images, bool) or board_images < 0:
         raise UserError(f"train.board_images is {board_images!r}; use a whole number, 0 for no pictures")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"train.seed is {seed!r}; use a whole number")
+    check_seed("train.seed", seed)
     strategy, replicas = place.strategy, place.strategy.num_replicas_in_sync
     _check_divides("train.global_batch_size", global_batch_size, replicas)
     chosen = resolve_precision(precision)
@@ -168,12 +168,16 @@ def train(
             )
         )
     measured = stage.eval_input()
+    unlabelled = measured.source if measured and not measured.source.any_label() else None
+    measured = None if unlabelled else measured
     place.built()
     place.say(
         f"{stage.name}: {summary.magnitude(num_examples)} images of {examples.source.name}, {steps} steps of "
         f"{global_batch_size} ({epochs:g} epochs), {replicas} replica(s), {chosen}"
         + (f" (chosen from precision {precision!r})" if chosen != precision else "")
     )
+    if unlabelled:
+        place.say(f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)")
     for name, part in stage.network.parts().items():
         place.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
     costs = stage.costs(global_batch_size)

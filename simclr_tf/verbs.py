@@ -22,8 +22,8 @@ def _open(
 ) -> Input:
     """Opens a labelled split; the rest is what a classifier can tell apart, None and nothing where there is none."""
     source = data.open(split, data_dir)
-    if not source.class_names:
-        raise UserError(f"{source.name} has no labels to compare with; choose a labelled data set")
+    if not source.any_label():
+        raise UserError(f"{source.name} has no labels to compare with; choose a labelled data set or split")
     if num_classes is not None and len(source.class_names) != num_classes:
         raise UserError(
             f"the classifier knows {num_classes} classes, but {source.name} has {len(source.class_names)}; "

@@ -30,6 +30,10 @@ _NAMES = {
 }
 
 
+# What stages call their first stream; those that are not here train with labels.
+_STREAMS = {"pretrain": "images", "distill": "unlabelled"}
+
+
 class Views(NamedTuple):
     """Training images and what becomes of them.
 
@@ -72,7 +76,7 @@ def views(
     data: Data,
     augment: Augment,
     *,
-    two_views: bool = True,
+    stage: str = "pretrain",
     num_images: int = 8,
     seed: int = 0,
     data_dir: str | None = None,
@@ -83,7 +87,8 @@ def views(
     Args:
       data: its training split is used.
       augment: what training does to an image.
-      two_views: as in pretraining; otherwise one, as with labels.
+      stage: whose images: pretraining makes two views of each, the others one; those that train with labels take the
+        labelled subset.
       num_images: how many; no more than there are.
       seed: the run's.
       data_dir: where data sets lie.
@@ -95,8 +100,8 @@ def views(
     Raises:
       UserError: for data that cannot be had.
     """
-    source = data.open(data.train_split, data_dir) if two_views else data.open_labelled(data_dir)
-    stream_name = "images" if two_views else "labelled"
+    two_views, stream_name = stage == "pretrain", _STREAMS.get(stage, "labelled")
+    source = data.open(data.train_split, data_dir) if stage in _STREAMS else data.open_labelled(data_dir)
     num_images = min(num_images, source.num_examples)
     make = two_crops if two_views else one_crop
     bad_images = bad_image_counter(data.max_bad_images, source, elsewhere=not count_unreadable)

@@ -272,8 +272,10 @@ def test_minus_one_means_unlabelled(copy):
     def relabel(i, example):
         example.features.feature["label"].int64_list.value[0] = -1
 
+    assert pictures(copy).any_label() and not pictures(copy).partly_labelled
     rewrite(file_of(copy), relabel)
     assert (pictures(copy).labels == -1).all()
+    assert pictures(copy).partly_labelled and not pictures(copy).any_label()
     assert int(pictures(copy).read(tf.constant(0, tf.int64))[1]) == -1
 
 

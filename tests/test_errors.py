@@ -152,7 +152,7 @@ WRONG = [
      1, r"scheme 's3' not implemented"),
     ("a recipe from the web", mode("pretrain", "--gin_file=https://x.org/a.gin"), 1, r"scheme 'https' not implemented"),
     ("another width", (*FINETUNE, *gin("ResNet.width=0.125")), 1, r"width is 0.0625 there, 0.125 here"),
-    ("another depth", (*FINETUNE, *gin("ResNet.depth=34")), 1, r"depth is 18 there, 34 here"),
+    ("another depth", (*FINETUNE, *gin("ResNet.depth=18")), 1, r"depth is 10 there, 18 here"),
     ("another stem", (*FINETUNE, *gin("ResNet.stem='imagenet'")), 1, r"stem is 'cifar' there, 'imagenet' here"),
     ("a head layer too many", (*FINETUNE, *gin("Supervised.head_layer=7")), 1, r"7.*layer"),
     ("freezing what is not there", (*FINETUNE, *gin("Supervised.freeze_up_to='block_group9'")), 1, r"block_group9"),
@@ -258,6 +258,13 @@ WRONG = [
     ("a labelled batch of nothing", (*DISTILL, "--teacher={env}/run", *gin("Distill.alpha=0.5",
                                       "Distill.labelled_batch_size=0")), 1, r"labelled_batch_size|batch size"),
     ("pictures below none", mode("pretrain", *TINY, *gin("train.board_images=-1")), 1, r"train.board_images is -1"),
+    ("a seed beyond 64 bits", mode("pretrain", *TINY, *gin(f"train.seed={10**20}")), 1, r"train.seed is 1000"),
+    ("a sheet of no pixels", of("neighbors", "run", "--source={env}/none.npz", "--query={env}/photos/0.png",
+                                 *gin("neighbors.cell_pixels=-5")), 1, r"neighbors.cell_pixels is -5"),
+    ("vectors of no pixels", of("embed", "run", "--source=folder:{env}/photos", "--output={out}/v.npz",
+                                 *gin("embed.image_size=-5")), 1, r"embed.image_size is -5"),
+    ("a teacher's labels for images without", (*DISTILL, "--teacher={env}/run", *folder("photos"),
+                                               *gin("Distill.alpha=0.5")), 1, r"has no labels"),
     ("no steps", mode("pretrain", *TINY, *gin("train.steps=0")), 1, r"train.steps is 0"),
     ("a queue of nothing", mode("pretrain", *TINY, *gin("Pretrain.make_memory=@Memory", "Memory.queue_size=-5")), 1,
      r"queue_size"),
@@ -311,6 +318,20 @@ def test_odd_images_are_read(tmp_path):
     done = simclr("--mode=preview", f"--workdir={tmp_path}/out", *gin(*data))
     assert done.code == 0, done.err
     assert "7 of 7 images" in done.out
+
+
+def test_an_evaluation_split_without_labels_costs_no_result(tmp_path):
+    for i in range(16):
+        noise(tmp_path / "data" / "train" / ("cats", "dogs")[i % 2] / f"{i}.png")
+        noise(tmp_path / "data" / "test" / f"{i}.png")
+    splits = ("Data.train_split='train'", "Data.eval_split='test'")
+    run = ("--mode=pretrain", f"--workdir={tmp_path}/w", *TINY, *gin(f"Data.source='folder:{tmp_path}/data'", *splits))
+    done = simclr(*run)
+    assert done.code == 0, done.err
+    assert "has a label: nothing is measured in the end" in done.out
+    assert "evaluation" not in json.loads((tmp_path / "w" / "result.json").read_text())
+    asked = simclr("--mode=knn", f"--workdir={tmp_path}/w")
+    assert asked.code == 1 and "has no labels" in asked.err.splitlines()[-1]
 
 
 @pytest.mark.skipif(HAS_ADDONS, reason="TensorFlow Addons is installed")
@@ -373,7 +394,11 @@ def test_full_disk(name, full_disk, env, tmp_path):
     arguments = {
         "pretrain": (f"--workdir={full_disk}/w", *TINY),
         "preview": (f"--workdir={full_disk}/w", "--gin_param=preview.num_images=64"),
-        "report": (f"--workdir={env.run}", f"--output={full_disk}/page.html", *gin("report.max_images=64")),
+        "report": (
+            f"--workdir={env.run}",
+            f"--output={full_disk}/page.html",
+            *gin("report.max_images=64", "report.map='pca'"),
+        ),
     }[name]
     done = simclr(f"--mode={name}", *arguments)
     assert done.code == 1, done.err or done.out

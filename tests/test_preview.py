@@ -16,7 +16,7 @@ from simclr_tf.stack import tf
 DATA = {"train_split": "train[:40]", "image_size": 16}
 
 
-def trained_on(monkeypatch, tmp_path, mode: str, *params: str) -> list[np.ndarray]:
+def trained_on(monkeypatch, tmp_path, mode: str, *params: str, board_images=0, **flags) -> list[np.ndarray]:
     """What the first step of a real run hands to its network."""
     made = []
     call = Augment.__call__
@@ -30,7 +30,8 @@ def trained_on(monkeypatch, tmp_path, mode: str, *params: str) -> list[np.ndarra
     try:
         outcome = simclr(
             f"--mode={mode}", f"--workdir={tmp_path}/run", "--gin_file=embedded_small", "--gin_file=smoke",
-            "--gin_param=train.steps=1", *(f"--gin_param={param}" for param in params),
+            "--gin_param=train.steps=1", f"--gin_param=train.board_images={board_images}",
+            *(f"--gin_param={param}" for param in params), *(f"--{name}={value}" for name, value in flags.items()),
         )  # fmt: skip
     finally:
         tf.config.run_functions_eagerly(False)
@@ -74,6 +75,19 @@ def test_one_view_is_what_supervised_training_sees(monkeypatch, tmp_path):
     found = previewed(monkeypatch, tmp_path, "supervised", *params)
     np.testing.assert_array_equal(found.columns["image"], images[:3])
     assert "view 2" not in found.columns
+
+
+def test_distillation_sees_all_images_and_asks_for_no_labels(monkeypatch, tmp_path, workdir):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 20, 20, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    # The last line is what a fine-tuned teacher's workdir hands on.
+    params = (f"Data.source='folder:{folder}'", "Data.train_split='all'", "Data.label_fraction=0.5")
+    images, *_ = trained_on(monkeypatch, tmp_path, "distill", *params, teacher=workdir, board_images=4)
+    found = previewed(monkeypatch, tmp_path, "distill", *params)
+    np.testing.assert_array_equal(found.columns["image"], images[:3])
+    assert (found.labels == -1).all()
 
 
 def test_originals_and_each_augmentation_alone():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_run import BATCH, SIZE, Noise
+from PIL import Image
+from tiny_run import BATCH, SIZE, TINY, Noise
 
 from simclr_tf import losses, randomness
 from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.augment import Augment
+from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
 from simclr_tf.models.heads import ProjectionHead
@@ -25,7 +27,7 @@ AUGMENT = {"color_strength": 0.0, "gray_probability": 0.0, "blur_probability": 0
 
 
 def encoder(**kwargs):
-    return ResNet(18, 0.0625, stem="cifar", **kwargs)
+    return ResNet(**TINY, **kwargs)
 
 
 def head(**kwargs):
@@ -117,9 +119,14 @@ def test_impossible_settings_are_refused(settings, message):
         supervised(**settings)
 
 
-def test_labels_are_needed():
+def test_labels_are_needed(monkeypatch, tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full([20, 20, 3], i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = Data(f"folder:{tmp_path}", "all", "all")
     with pytest.raises(UserError, match="has no labels"):
-        Supervised("finetune", Noise(None), Augment(**AUGMENT), encoder)
+        Supervised("finetune", data, Augment(**AUGMENT), encoder)
+    with pytest.raises(UserError, match="has no labels"):
+        student(monkeypatch, data, alpha=0.5)
 
 
 # --- Distillation ----------------------------------------------------------------------------------------------------
@@ -149,6 +156,7 @@ class FakeTeacher:
     """Sees what the student sees and answers with the mean colors."""
 
     num_classes, image_size, class_names, variables = 3, SIZE, ["a", "b", "c"], []
+    takes_any_size = True
 
     def logits(self, images):
         return 10 * tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])

@@ -37,8 +37,8 @@ class Source:
       num_examples: how many images there are.
       class_names: by number; None where nothing is labelled.
       may_fail: whether an image may turn out to be unreadable.
-      partly_labelled: whether examples without a label are known to be among the labelled ones. False also where only
-        reading the whole data set would tell.
+      partly_labelled: whether examples without a label are known to be among the others; where only reading the whole
+        data set would tell, some of it are looked at.
       remote: whether images lie where a read may fail today and not tomorrow, as in a bucket.
     """
 
@@ -58,6 +58,10 @@ class Source:
     def example_ids(self) -> Sequence[str]:
         """Each example's name, unique in the data set: a file's path from the folder, or a data set's own id."""
         raise NotImplementedError
+
+    def any_label(self) -> bool:
+        """Whether any example has a label; reads no more than that takes."""
+        return self.labels is not None and bool(np.any(self.labels >= 0))
 
     def other_ids(self) -> Sequence[str] | None:
         """Other names that a list of examples may use, or None; may read the whole data set, without decoding."""

@@ -62,8 +62,16 @@ class Data:
     def open_labelled(self, data_dir: str | None = None) -> Source:
         """Opens the training split for training with labels: its labelled subset, or where none is asked for all that
         have a label.
+
+        Raises:
+          UserError: where nothing has a label, or a subset cannot be had.
         """
         source, fraction = self.open(self.train_split, data_dir), self.label_fraction
+        if not source.class_names:
+            raise UserError(
+                f"{source.name} has no labels, and training with labels needs them; sort a folder's images into one "
+                "sub-folder a class, or choose a labelled data set"
+            )
         if fraction is None and self.labels_per_class is None and self.label_list is None:
             if not source.partly_labelled:
                 return source

@@ -6,6 +6,7 @@ example is read by itself, in any order.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -22,6 +23,8 @@ from simclr_tf.stack import tf
 
 # Features that hold a name of the example, in some data sets.
 _NAME_FEATURES = ("file_name", "filename", "image/filename", "id")
+# So many examples, all over a split, are looked at to see whether they have labels.
+_FEW = 64
 # A split's files, each with its state, and records -> labels.
 _labels: dict[tuple, np.ndarray] = {}
 
@@ -120,6 +123,25 @@ class TfdsSource(Source):
             _check_labels(labels, len(self.class_names), self.name)
             self._known_labels = labels
         return self._known_labels
+
+    @functools.cached_property
+    def _some_labels(self) -> np.ndarray:
+        """Labels of a few examples that can be read."""
+        found = []
+        with tf.init_scope(), tf.device("CPU:0"):  # The first to ask may be a step that is being traced.
+            for row in np.unique(np.linspace(0, self.num_examples - 1, _FEW, dtype=np.int64)):
+                with contextlib.suppress(tf.errors.OpError):
+                    found.append(self.read(tf.constant(row))[1].numpy())
+        return np.array(found, np.int32)
+
+    @property
+    def partly_labelled(self) -> bool:
+        """See `Source`."""
+        return self.class_names is not None and bool(np.any(self._some_labels < 0))
+
+    def any_label(self) -> bool:
+        """See `Source`."""
+        return self.class_names is not None and (bool(np.any(self._some_labels >= 0)) or super().any_label())
 
     def _all_labels(self) -> np.ndarray:
         """Reads every record for its label, once in a process, however often the split is opened."""

@@ -201,9 +201,8 @@ def _sheet(run: Run, data: Data, data_dir: str | None, count: int) -> str:
     if described is None:
         return ""
     augment = Augment(**described)
-    pretraining = run.description.get("stage") == "pretrain"
-    seed = run.setting("train.seed", 0)
-    found = views.views(data, augment, two_views=pretraining, num_images=count, seed=seed, data_dir=data_dir)
+    seed, stage = run.setting("train.seed", 0), run.description.get("stage", "")
+    found = views.views(data, augment, stage=stage, num_images=count, seed=seed, data_dir=data_dir)
     class_names = data.open(data.train_split, data_dir).class_names
     sheet = views.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
     image = picture(contact_sheet.png(sheet), "training images, their views, and each augmentation alone")

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf import metrics
+from simclr_tf import collectives, metrics
+from simclr_tf.data.base import Source
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
@@ -16,14 +17,28 @@ class Input(NamedTuple):
     """A stream of examples.
 
     Attributes:
-      source: of the images; see `data.sources`.
+      source: of the images.
       prepare: what the host makes of each image; see `data.prepare`.
       batch_size: examples of a step over all replicas; None for the run's global batch.
     """
 
-    source: object
+    source: Source
     prepare: Callable
     batch_size: int | None = None
+
+
+def weight_of_labelled(source: Source, labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns what makes a mean over the global batch, in which examples without a label count 0, one over the others.
+
+    Args:
+      source: of the examples.
+      labels: [B] int of this replica's part of the batch, -1 where unknown.
+      dtype: of the result, a scalar.
+    """
+    if not source.partly_labelled:
+        return tf.ones([], dtype)
+    labelled = collectives.all_mean(tf.reduce_mean(tf.cast(labels >= 0, dtype)))
+    return tf.math.divide_no_nan(tf.ones([], dtype), labelled)
 
 
 class Stage(tf.Module):

@@ -16,7 +16,7 @@ from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Input, Stage, weight_of_labelled
 from simclr_tf.teacher import load_teacher
 
 
@@ -83,6 +83,11 @@ class Distill(Stage):
         self._train_source = data.open(data.train_split, data_dir)
         self._labelled_source = data.open_labelled(data_dir) if alpha < 1 else None
         self._teacher = load_teacher(teacher, precision=precision)
+        if not self._teacher.takes_any_size and self._teacher.image_size != data.image_size:
+            raise UserError(
+                f"--teacher={teacher} takes images of {self._teacher.image_size} pixels alone, and Data.image_size is "
+                f"{data.image_size}; set Data.image_size to the teacher's"
+            )
         self._class_names = self._agreed_class_names()
         self.network = Network(
             make_encoder=make_encoder,
@@ -155,8 +160,10 @@ class Distill(Stage):
         if self._labelled_source is not None:
             parts["cross_entropy"] = (1 - self._alpha) * losses.cross_entropy(batch["labelled"]["label"], logits[1])
         if self._has_labels:
-            metrics["accuracy"] = losses.top_1(batch["unlabelled"]["label"], logits[0])
-            metrics["teacher_accuracy"] = losses.top_1(batch["unlabelled"]["label"], wanted)
+            labels = batch["unlabelled"]["label"]
+            weight = weight_of_labelled(self._train_source, labels, logits[0].dtype)
+            metrics["accuracy"] = weight * losses.top_1(labels, logits[0])
+            metrics["teacher_accuracy"] = weight * losses.top_1(labels, wanted)
         return parts, metrics
 
     def penalties(self) -> dict[str, tf.Tensor]:
@@ -193,3 +200,7 @@ class Distill(Stage):
             "data": self._data.describe(),
             "augment": self._augment.describe(),
         }
+
+    def files(self) -> dict[str, str]:
+        """See `Stage`; the labelled subset that was used."""
+        return self._data.subset_files(self._labelled_source)

@@ -14,7 +14,7 @@ from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Input, Stage, weight_of_labelled
 
 _NORMS = ("apart", "together", "averages")
 
@@ -142,17 +142,10 @@ class Pretrain(Stage):
             features = tf.concat([first["final_avg_pool"], second["final_avg_pool"]], axis=0)
             logits = self.network.classifier(tf.stop_gradient(features))
             labels = tf.concat([batch["images"]["label"]] * 2, axis=0)
-            weight = self._weight_of_labelled(batch["images"]["label"], logits.dtype)
+            weight = weight_of_labelled(self._train_source, batch["images"]["label"], logits.dtype)
             parts["probe"] = weight * _mean_of_views(losses.cross_entropy(labels, logits))
             metrics["probe_accuracy"] = weight * _mean_of_views(losses.top_1(labels, logits))
         return parts, metrics
-
-    def _weight_of_labelled(self, labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """What makes a mean over the global batch, in which examples without a label count 0, one over the others."""
-        if not self._train_source.partly_labelled:
-            return tf.ones([], dtype)
-        labelled = collectives.all_mean(tf.reduce_mean(tf.cast(labels >= 0, dtype)))
-        return tf.math.divide_no_nan(tf.ones([], dtype), labelled)
 
     def penalties(self) -> dict[str, tf.Tensor]:
         """See `Stage`."""

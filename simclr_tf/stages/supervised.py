@@ -63,11 +63,6 @@ class Supervised(Stage):
         self._data, self._augment, self._weight_decay = data, augment, weight_decay
         self.max_bad_images = data.max_bad_images
         self._train_source = data.open_labelled(data_dir)
-        if not self._train_source.class_names:
-            raise UserError(
-                f"{self._train_source.name} has no labels, and training with labels needs them; sort a folder's images "
-                "into one sub-folder a class, or choose a labelled data set"
-            )
         self.network = Network(
             make_encoder=make_encoder,
             make_head=with_first_layers(make_head, head_layer, owner="Supervised"),
