@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from absl import logging
 
-from simclr_tf import memory, records
-from simclr_tf.errors import UserError, first_line
+from simclr_tf import cluster, memory, records
+from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
@@ -52,6 +52,8 @@ def _damage(path: str) -> str | None:
         for name in sorted(reader.get_variable_to_shape_map()):  # As they lie in the file.
             reader.get_tensor(name)
     except (*_UNREADABLE, IndexError) as error:  # IndexError: "read less bytes than requested".
+        if records.is_passing(path, error):  # Nothing is wrong with it, and nothing may be deleted for it.
+            raise StartAgain(f"{path} cannot be read now ({first_line(error)}); give the same command again") from None
         return first_line(error)
     return None
 
@@ -123,7 +125,12 @@ class Checkpoints:
         """
         if not self._chief:
             with tempfile.TemporaryDirectory() as folder:
-                return self._checkpoint.write(os.path.join(folder, "step"))
+                try:
+                    return self._checkpoint.write(os.path.join(folder, "step"))
+                except (OSError, tf.errors.OpError) as error:
+                    if isinstance(error, cluster.LOST_HOST):
+                        raise
+                    raise UserError(f"{folder} cannot be written ({first_line(error)}); make room there") from None
         path = _prefix(self._folder, step)
         if step in self._good:
             return path
@@ -177,6 +184,8 @@ class Checkpoints:
         try:
             self._checkpoint.read(path).assert_consumed()
         except _UNREADABLE as error:
+            if records.is_passing(path, error):
+                raise
             raise UserError(
                 f"the checkpoint {path} does not fit this run ({first_line(error)}); use another --workdir, or the "
                 "settings of the run that wrote it (see its config.gin)"
@@ -197,7 +206,7 @@ def read_architecture(path: str, flag: str) -> dict:
         raise UserError(f"{flag}={path} is not the workdir of a run ({found}); give the --workdir of an earlier run")
     try:
         description = records.read_json(file)
-        description["network"]["encoder"]  # Looked up to see whether it is there.
+        description["network"]["encoder"], dict(description["data"])  # Looked up to see whether they are there.
         return description
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -238,7 +247,7 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
         reader = tf.compat.v1.train.NewCheckpointReader(path)
         read_matched(taken, path)
     except _UNREADABLE as error:
-        raise UserError(
+        raise records.refusal(path, error)(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     missing = [name for name in parts if name not in taken]
@@ -301,7 +310,7 @@ def load_network(
     try:
         read_matched(parts, path)
     except _UNREADABLE as error:
-        raise UserError(
+        raise records.refusal(path, error)(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
     return network, description, path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -42,7 +43,7 @@ from simclr_tf.command_flags import (
     parse_flags,
     suggest,
 )
-from simclr_tf.errors import UsageError, UserError, first_line
+from simclr_tf.errors import StartAgain, UsageError, UserError, first_line
 from simclr_tf.models import embedded_networks
 from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 
@@ -106,6 +107,7 @@ def _resolve_embedded(operation: Operation) -> None:
 
 def _check_writable(workdir: str) -> None:
     """Makes the workdir; fails before hours of work rather than after."""
+    from simclr_tf import records
     from simclr_tf.stack import tf
 
     probe = os.path.join(workdir, f".writable.{os.getpid()}")
@@ -116,7 +118,9 @@ def _check_writable(workdir: str) -> None:
         tf.io.gfile.remove(probe)
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--workdir={workdir} cannot be written to ({reason}); choose another folder") from None
+        raise records.refusal(workdir, error)(
+            f"--workdir={workdir} cannot be written to ({reason}); choose another folder"
+        ) from None
 
 
 def _inherited(operation: Operation) -> list[str]:
@@ -284,20 +288,33 @@ def _guarded(run: Callable[[], None]) -> int:
         print("simclr: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         return 130
     except Exception as error:
-        refused = _refused_by_the_file_system(error)
+        refused = _refused_by_the_machine(error)
         if refused is None:
             raise
         sys.stdout.flush()
-        print(f"simclr: {refused}; give a path that can be used from here", file=sys.stderr)
-        return 1
+        print(f"simclr: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
-def _refused_by_the_file_system(error: Exception) -> str | None:
-    """What the file system says of a path that this machine or user may not use; None for any other error."""
+def _refused_by_the_machine(error: Exception) -> UserError | None:
+    """Tells of a path that this machine or user may not use, of too little memory, or of a bucket that is away for a
+    while; None for any other error.
+    """
     # By name: where TensorFlow itself cannot be imported, its errors cannot either.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     unknown = "UnimplementedError" in kinds and "File system scheme" in str(error)
-    return first_line(error) if unknown or kinds & {"PermissionDeniedError", "PermissionError"} else None
+    if unknown or kinds & {"PermissionDeniedError", "PermissionError"}:
+        return UserError(f"{first_line(error)}; give a path that can be used from here")
+    exhausted = "ResourceExhaustedError" in kinds and re.search(r"\bOOM\b|out of memory", str(error), re.IGNORECASE)
+    if exhausted or "MemoryError" in kinds:
+        return UserError(
+            f"there is not enough memory ({first_line(error)}); use a smaller batch. A training run goes on with "
+            "ResNet.remat = True or Pretrain.nt_xent = 'tiled'; anything else needs a new --workdir (see "
+            "docs/troubleshooting.md)"
+        )
+    if kinds & {"UnavailableError", "AbortedError", "DeadlineExceededError", "ResourceExhaustedError"}:
+        return StartAgain(f"what lies elsewhere does not answer ({first_line(error)}); give the same command again")
+    return None
 
 
 def _concerns_users(record: LogRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 from collections.abc import Iterator
@@ -52,12 +53,21 @@ def reads_elsewhere(strategy: tf.distribute.Strategy) -> bool:
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).job not in (None, "localhost")
 
 
+# What TensorFlow raises when another process went away.
+LOST_HOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
 @contextlib.contextmanager
 def lost_hosts_start_again(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Within it, what TensorFlow raises when another process went away becomes `StartAgain`."""
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    except LOST_HOST as error:
         if not may_lose_hosts(strategy):
             raise
         count = role(strategy).count
@@ -126,7 +136,7 @@ def _mirrored(virtual_devices: int) -> tf.distribute.Strategy:
 def _workers() -> hosts.Workers:
     if os.environ.get("TF_CONFIG"):
         return hosts.from_tf_config(os.environ["TF_CONFIG"])
-    if "SLURM_PROCID" in os.environ:
+    if hosts.started_by_srun(os.environ):
         return hosts.from_slurm(os.environ)
     raise UserError(
         "--strategy=multi_worker needs to know its cluster; set TF_CONFIG on every worker, or start all of them by srun"
@@ -182,7 +192,14 @@ def _choose(tpu: str, virtual_devices: int) -> tuple[str, str]:
         return "tpu", "this machine has a TPU"
     if gpus > 1:
         return "mirrored", f"this machine has {gpus} GPUs"
-    return "one_device", "this machine has one GPU" if gpus else "no GPU or TPU was found"
+    return "one_device", "this machine has one GPU" if gpus else _why_no_gpu()
+
+
+def _why_no_gpu() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if glob.glob("/dev/nvidia[0-9]*") and not hidden:
+        return "this machine has an NVIDIA GPU that TensorFlow cannot use: see docs/troubleshooting.md"
+    return "no GPU or TPU was found"
 
 
 def make_strategy(kind: str = "auto", *, tpu: str = "", virtual_devices: int = 0) -> tf.distribute.Strategy:

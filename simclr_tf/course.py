@@ -185,8 +185,8 @@ def take_course(
                         board = _board(place, stage, numbers, show=first_step == 0)
                         clock = time.monotonic()
                 if log is not None:
-                    log.flush()
                     lock.check()
+                    log.flush()
                 loop.check_weights()
                 checkpoints.save(int(loop.step.numpy()))
                 now = int(loop.step.numpy())
@@ -206,7 +206,7 @@ def take_course(
     except tf.errors.OpError as error:
         for bad in bad_images.values():
             bad.check()
-        lost_host = cluster.may_lose_hosts(place.strategy) and isinstance(error, tf.errors.UnavailableError)
+        lost_host = cluster.may_lose_hosts(place.strategy) and isinstance(error, cluster.LOST_HOST)
         if role.count == 1 and isinstance(error, _LOST) and not lost_host:
             names = ", ".join(stream.source.name for stream in inputs.values())
             again = any(stream.source.remote for stream in inputs.values()) and isinstance(error, records.PASSING)
@@ -218,7 +218,7 @@ def take_course(
     finally:
         progress.close()
         if log is not None:
-            log.close()
+            log.close(write=not lock.lost)
         if board is not None:
             board.close()
     for bad in bad_images.values():

@@ -37,6 +37,8 @@ class StartAgain(UserError):
     """
 
     exit_code = 75
+    # Keras would lengthen what a signal raises while one of its layers is traced.
+    _keras_call_info_injected = True
 
 
 def first_line(error: BaseException) -> str:

@@ -124,9 +124,14 @@ def in_slurm_step(environ: Mapping[str, str]) -> bool:
         several = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1) > 1
     except ValueError:
         several = True  # from_slurm says what is wrong.
+    return started_by_srun(environ) and several
+
+
+def started_by_srun(environ: Mapping[str, str]) -> bool:
+    """Whether this process is a task of srun's."""
     # A script of sbatch's or a shell of salloc's sees its job's number of tasks without being one of them.
     alone = "SLURM_SUBMIT_DIR" in environ and not any(name.startswith("SLURM_STEP") for name in environ)
-    return "SLURM_PROCID" in environ and several and not alone
+    return "SLURM_PROCID" in environ and not alone
 
 
 def from_slurm(environ: Mapping[str, str]) -> Workers:
@@ -160,6 +165,12 @@ def from_slurm(environ: Mapping[str, str]) -> Workers:
         raise UserError(
             f"SLURM names {len(nodes)} node(s) with {tasks} tasks, but {count} task(s), of which this is number {rank};"
             " start the run by srun, or set TF_CONFIG"
+        )
+    node = next(number for number in range(len(tasks)) if rank < sum(tasks[: number + 1]))
+    if environ.get("SLURM_NODEID", str(node)) != str(node):
+        raise UserError(
+            f"SLURM runs task {rank} on node {environ['SLURM_NODEID']} of its step, not on {node}; tasks have to be "
+            "dealt out node by node: start the run by srun --distribution=block"
         )
     first = _SLURM_FIRST_PORT + job % _SLURM_PORTS
     addresses: list[str] = []

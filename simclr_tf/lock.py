@@ -7,6 +7,7 @@ changes has a living owner, one that stays the same for long enough has not. No 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -81,7 +82,7 @@ class WorkdirLock:
             if _local(self._workdir) is None or not self._take_file_lock():
                 self._take_lease()
         except (OSError, tf.errors.OpError) as error:
-            raise UserError(
+            raise records.refusal(self._workdir, error)(
                 f"--workdir={self._workdir} cannot be written to ({first_line(error)}); choose another folder"
             ) from None
         return self
@@ -107,8 +108,16 @@ class WorkdirLock:
         Raises:
           UserError: where another run took the workdir over, because no sign of life reached it for too long.
         """
+        if self._thread is not None:
+            with contextlib.suppress(tf.errors.OpError):  # A bucket that is away for a while.
+                self._notice(self._read_lease())
         if self._lost is not None:
             raise UserError(self._lost)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run was found to have taken the workdir over."""
+        return self._lost is not None
 
     def _take_file_lock(self) -> bool:
         """Returns False where the file system has no locks (some network ones)."""
@@ -184,12 +193,16 @@ class WorkdirLock:
             return False
         return False
 
+    def _notice(self, lease: dict) -> None:
+        """Remembers whose lease this is where it is another's."""
+        if lease and lease.get("token") != self._token:
+            self._lost = str(_in_use(self._workdir, lease))
+
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             try:
-                found = self._read_lease()
-                if found and found.get("token") != self._token:
-                    self._lost = str(_in_use(self._workdir, found))
+                self._notice(self._read_lease())
+                if self.lost:
                     return
                 self._write_lease()
             except (UserError, tf.errors.OpError):

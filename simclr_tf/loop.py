@@ -275,5 +275,5 @@ def _diverged(step: int, learning_rate: float, recent: list[float], what: str = 
     losses = ", ".join(f"{loss:.4g}" for loss in recent[-5:]) or "none"
     return (
         f"the {what} not finite at step {step} (learning rate {learning_rate:.4g}, last finite losses: {losses}); "
-        "the last good checkpoint is kept: lower the learning rate, or lengthen the warm-up, and start again"
+        "the last good checkpoint is kept: lower the learning rate, or lengthen the warm-up, in a new --workdir"
     )

@@ -28,7 +28,12 @@ PASSING = (
 
 def refusal(path: str, error: Exception) -> type[UserError]:
     """Returns what a failed write is to be raised as: `StartAgain` where a remote file system may be back soon."""
-    return StartAgain if "://" in path and isinstance(error, PASSING) else UserError
+    return StartAgain if is_passing(path, error) else UserError
+
+
+def is_passing(path: str, error: Exception) -> bool:
+    """Whether a remote file system failed in a way that may be over soon."""
+    return "://" in path and isinstance(error, PASSING)
 
 
 @contextlib.contextmanager
@@ -77,12 +82,12 @@ def write_bytes(path: str, content: bytes) -> None:
             raise
 
 
-_LEFTOVER = re.compile(r".*\.(json|jsonl|gin|png|html)\.\d+\.tmp|checkpoint\.\d+\.tmp|\.writable\.\d+")
+_LEFTOVER = re.compile(r".*\.(json|jsonl|gin|png|html|txt|tsv|pbtxt)\.\d+\.tmp|checkpoint\.\d+\.tmp|\.writable\.\d+")
 
 
 def remove_leftovers(workdir: str) -> None:
     """Removes what killed processes left half-written aside; for the one process that may write here."""
-    for folder in (workdir, os.path.join(workdir, "checkpoints")):
+    for folder in (workdir, os.path.join(workdir, "checkpoints"), os.path.join(workdir, "tensorboard")):
         with contextlib.suppress(tf.errors.OpError):
             for name in tf.io.gfile.listdir(folder):
                 if _LEFTOVER.fullmatch(name):
@@ -147,6 +152,7 @@ class Records:
         with writing(os.path.join(workdir, "tensorboard")):
             self._board = board_writer(os.path.join(workdir, "tensorboard"))
         self._waiting: list[tuple[str, float, int]] = []
+        self._lines: dict[str, list[str]] = {name: [] for name in self._files}
 
     @staticmethod
     def _reopen(path: str, first_step: int) -> tf.io.gfile.GFile:
@@ -160,15 +166,18 @@ class Records:
         with writing(self._workdir):
             for step, record in enumerate(records, start=first_step):
                 if step % self._every_steps == 0 or step == self._last_step:
-                    self._files[METRICS].write(json_line({"step": step, **record, **self._constants}))
+                    self._lines[METRICS].append(json_line({"step": step, **record, **self._constants}))
                     self._waiting += [(name, value, step) for name, value in record.items()]
-            self._files[THROUGHPUT].write(json_line({"step": last, **throughput}))
+            self._lines[THROUGHPUT].append(json_line({"step": last, **throughput}))
             self._waiting += [(f"throughput/{name}", value, last) for name, value in throughput.items()]
             if "://" not in self._workdir:
-                self._show()
+                self._hand_on()
 
-    def _show(self) -> None:
-        """Hands TensorBoard what waits for it; a remote file is uploaded whole each time."""
+    def _hand_on(self) -> None:
+        """Gives the files and TensorBoard what waits for them; a remote file is uploaded whole each time."""
+        for name, lines in self._lines.items():
+            self._files[name].write("".join(lines))
+            lines.clear()
         with self._board.as_default():
             for name, value, step in self._waiting:
                 summaries.scalar(name, value, step=step)
@@ -186,15 +195,16 @@ class Records:
     def flush(self) -> None:
         """Brings everything to disk; called before a checkpoint, which must never be ahead of its records."""
         with writing(self._workdir):
+            self._hand_on()
             for file in self._files.values():
                 file.flush()
-            self._show()
             self._board.flush()
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
+    def close(self, *, write: bool = True) -> None:
+        """Closes the files; with `write` off without what waits, as they are another run's by now."""
         with writing(self._workdir):
+            if write:
+                self._hand_on()
             for file in self._files.values():
                 file.close()
-            self._show()
             self._board.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_tf import checkpoint
-from simclr_tf.errors import UserError
+from simclr_tf.errors import StartAgain, UserError
 from simclr_tf.stack import tf
 
 SIZE = 20_000
@@ -115,6 +115,16 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
     if damage != "index_missing":  # Without an index it is no checkpoint yet: what a kill leaves behind.
         assert "step-4" in caplog.text
     assert checkpoint.newest(str(tmp_path)).endswith("step-2")
+
+
+def test_a_bucket_that_is_away_damages_nothing(monkeypatch):
+    def away(path):
+        raise tf.errors.UnavailableError(None, None, "503")
+
+    monkeypatch.setattr(tf.compat.v1.train, "NewCheckpointReader", away)
+    with pytest.raises(StartAgain, match="cannot be read now"):
+        checkpoint._damage("gs://bucket/run/checkpoints/step-3")
+    assert "503" in checkpoint._damage("/run/checkpoints/step-3")
 
 
 def test_damaged_and_half_written_ones_go_with_the_next_save(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from command import simclr
 
 from simclr_tf import cli, train
 from simclr_tf.operations import OPERATIONS
+from simclr_tf.stack import tf
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--gin_file=embedded_small", "--gin_file=smoke")
@@ -107,6 +109,31 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "resolve_precision", broken)
     with pytest.raises(ZeroDivisionError):
         simclr("--mode=pretrain", f"--workdir={tmp_path}/w", *SMALL, "--dry_run")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9]"),
+            1,
+            "not enough memory",
+        ),
+        (MemoryError("Unable to allocate 9 GiB"), 1, "not enough memory"),
+        (tf.errors.UnavailableError(None, None, "503"), 75, "does not answer"),
+        (tf.errors.ResourceExhaustedError(None, None, "429 of a bucket"), 75, "does not answer"),
+        (tf.errors.PermissionDeniedError(None, None, "403"), 1, "403"),
+    ],
+)
+def test_what_a_machine_refuses_is_one_line(error, code, told, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(train, "resolve_precision", refuse)
+    done = simclr("--mode=pretrain", f"--workdir={tmp_path}/w", *SMALL, "--dry_run")
+    assert done.code == code
+    assert re.match(f"simclr: .*{told}", done.err.splitlines()[-1])
+    assert "Traceback" not in done.err
 
 
 def test_dry_run_builds_and_writes_nothing(tmp_path):

@@ -79,6 +79,10 @@ def test_slurm_without_a_layout_or_with_one_host_twice():
     [
         ({"SLURM_PROCID": "5"}, "number 5"),
         ({"SLURM_PROCID": "x"}, "not a number"),
+        (
+            {"SLURM_PROCID": "1", "SLURM_JOB_NODELIST": "a,b", "SLURM_NODEID": "0"},
+            "on node 0 of its step, not on 1; .*block",
+        ),
         ({"SLURM_TASKS_PER_NODE": "7"}, "1 node"),
         ({"SLURM_JOB_NODELIST": ""}, "does not set SLURM_STEP_NODELIST"),
     ],

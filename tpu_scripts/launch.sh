@@ -82,13 +82,14 @@ set_up() {
 
 started=''
 start_run() {
+  looks=0
   note "the run is to be started ($1)"
   if on all "$start_command"; then started=yes; else note "cannot reach the TPU; trying again"; fi
   sleep "$POLL_SECONDS"
 }
 
 runtime_version > /dev/null
-crashes=0 state=''
+crashes=0 looks=0 state=''
 while :; do
   before=$state
   state=$(tpu_state)
@@ -104,11 +105,15 @@ while :; do
   # An ssh that fails says nothing of the run: the next look at the TPU's state does.
   status=$(on 0 "$status_command" 2>/dev/null | tail -n 1) || status=unreachable
   case $status in
-    running) started=yes; sleep "$POLL_SECONDS" ;;
+    running)
+      started=yes
+      # What runs for so long is no crash after crash.
+      ((++looks < 30)) || crashes=0
+      sleep "$POLL_SECONDS" ;;
     "exited 0")
       note "the run is finished; see $WORKDIR, and fetch.sh"
       leave 0 ;;
-    none | lost | "exited 75")
+    none | lost | "exited 75" | "exited 143")  # 143: SIGTERM, before the run could save anything.
       [[ $status == "exited 75" ]] && crashes=0
       start_run "it was: $status" ;;
     another)
