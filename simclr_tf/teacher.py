@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
 import numpy as np
 
-from simclr_tf import checkpoint, records
+from simclr_tf import checkpoint, records, saved_model_check
 from simclr_tf.class_names import known_class_names
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
@@ -34,6 +35,7 @@ class Teacher:
     Attributes:
       num_classes: of its logits.
       image_size: of the square images that it was made for, in pixels; None where it does not say.
+      takes_any_size: whether it computes images of other sizes, too.
       class_names: [num_classes], or empty where they are unknown.
       variables: all of its variables; nothing here ever changes them.
     """
@@ -47,6 +49,7 @@ class Teacher:
         class_names: list[str],
         variables: list[tf.Variable],
         description: dict,
+        takes_any_size: bool = True,
     ):
         """Use `load_teacher`.
 
@@ -57,10 +60,11 @@ class Teacher:
           class_names: see the class.
           variables: see the class.
           description: where it comes from, as plain values.
+          takes_any_size: see the class.
         """
         self._compute = compute
         self._description = description
-        self.num_classes, self.image_size = num_classes, image_size
+        self.num_classes, self.image_size, self.takes_any_size = num_classes, image_size, takes_any_size
         self.class_names, self.variables = class_names, variables
 
     @tf.autograph.experimental.do_not_convert
@@ -78,7 +82,13 @@ class Teacher:
 
     def describe(self) -> dict:
         """Returns what it is and where it came from, as plain values for `architecture.json`."""
-        return {**self._description, "num_classes": self.num_classes, "image_size": self.image_size}
+        told = {**self._description, "num_classes": self.num_classes, "image_size": self.image_size}
+        return {**told, "fingerprint": self._fingerprint}
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        with tf.init_scope():
+            return checkpoint.fingerprint(self.variables)[:16]
 
 
 def load_teacher(path: str, *, precision: str = "float32", flag: str = "--teacher") -> Teacher:
@@ -141,6 +151,9 @@ def _saved_model_folder(path: str) -> str | None:
 
 
 def _from_saved_model(folder: str, flag: str) -> Teacher:
+    refused = saved_model_check.objection(folder)
+    if refused:
+        raise UserError(f"the SavedModel {flag}={folder} is not loaded: {refused}; give a model that only computes")
     try:
         loaded = tf.saved_model.load(folder)
     except _UNLOADABLE as error:
@@ -163,7 +176,7 @@ def _from_saved_model(folder: str, flag: str) -> Teacher:
         except _Unfit as reason:
             reasons.append(str(reason))
             continue
-        size = size or details.get("image_size")
+        fixed, size = size is not None, size or details.get("image_size")
         break
     else:
         raise UserError(f"{flag}={folder} cannot serve as a teacher: {'; '.join(reasons)}")
@@ -197,6 +210,7 @@ def _from_saved_model(folder: str, flag: str) -> Teacher:
             "output": name,
             "output_is": "probabilities" if probabilities else "logits",
         },
+        takes_any_size=not fixed,
     )
 
 

@@ -78,7 +78,17 @@ FLOORS = [
     {"stages", "evaluate", "embedding", "teacher"},
     {"checkpoint", "identity", "memory", "micro_batches", "summary", "views"},
     {"models", "data", "losses", "optim", "knn", "metrics", "vectors", "lock"},
-    {"cluster", "collectives", "randomness", "records", "summaries", "precision", "nt_xent_tiled", "recipes"},
+    {
+        "cluster",
+        "collectives",
+        "randomness",
+        "records",
+        "summaries",
+        "precision",
+        "nt_xent_tiled",
+        "recipes",
+        "saved_model_check",
+    },
     {"stack", "hosts", "preemption", "progress", "contact_sheet", "signatures"},
     {"errors", "operations", "command_flags", "class_names", "_environment"},
 ]

@@ -7,9 +7,14 @@ import json
 import numpy as np
 import pytest
 from exported_run import export, images, make_network, make_run
+from tensorflow.core.protobuf import saved_model_pb2
 
+from simclr_tf.data.augment import Augment
+from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
+from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import keras, tf
+from simclr_tf.stages.distill import Distill
 from simclr_tf.teacher import load_teacher
 
 
@@ -162,6 +167,44 @@ def test_other_paths_are_no_teachers(tmp_path, exported, workdir):
     without = make_network(classes=0)
     with pytest.raises(UserError, match="has no classifier"):
         load_teacher(make_run(tmp_path / "plain", without))
+
+
+class Wild(tf.Module):
+    """Would leave a file behind where it is only loaded and looked at."""
+
+    def __init__(self, path):
+        super().__init__()
+        self._path = path
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32)])
+    def __call__(self, images):
+        with tf.control_dependencies([tf.io.write_file(self._path, "here")]):
+            return tf.reduce_mean(images, [1, 2])
+
+
+def test_a_saved_model_that_does_more_than_compute_is_not_loaded(tmp_path):
+    mark = tmp_path / "mark"
+    tf.saved_model.save(Wild(str(mark)), str(tmp_path / "wild"))
+    with pytest.raises(UserError, match="is not loaded: it reads or writes files .*WriteFile") as error:
+        load_teacher(str(tmp_path / "wild"))
+    assert "\n" not in str(error.value)
+    assert not mark.exists()
+
+
+def test_assets_outside_of_a_saved_model_are_refused(tmp_path):
+    save_foreign(tmp_path, "logits_sup")
+    path = tmp_path / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    model.meta_graphs[0].asset_file_def.add().filename = "../../secret"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="its asset '../../secret' lies outside"):
+        load_teacher(str(tmp_path))
+
+
+def test_a_teacher_of_one_size_teaches_no_other(tmp_path):
+    save_foreign(tmp_path, "logits_sup", shape=(None, 24, 24, 3))
+    with pytest.raises(UserError, match="takes images of 24 pixels alone, and Data.image_size is 32"):
+        Distill(Data(), Augment(), lambda **kw: ResNet(10, 0.0625, stem="cifar", **kw), str(tmp_path))
 
 
 def test_numbered_classes_are_unknown_ones(tmp_path):
