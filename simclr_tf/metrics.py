@@ -33,7 +33,10 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
     if logits.shape[1] > 5:
         report["top_5"] = float(np.mean(rank < 5))
     report["per_class"] = {
-        name: float(np.mean(rank[labels == i] == 0)) if np.any(labels == i) else None
+        # ImageNet has two classes "crane".
+        name if class_names.count(name) == 1 else f"{name} ({i})": float(np.mean(rank[labels == i] == 0))
+        if np.any(labels == i)
+        else None
         for i, name in enumerate(class_names)
     }
     return report

@@ -159,8 +159,8 @@ def _pyarrow() -> ModuleType:
         return importlib.import_module("pyarrow")
     except ImportError as error:
         raise UserError(
-            f"Parquet needs pyarrow, which cannot be imported ({error}); run: pip install -r requirements-export.txt, "
-            "or write .npz"
+            f"Parquet needs pyarrow, which cannot be imported ({error}); run: pip install -r requirements-export.txt "
+            "(or simclr-tf[export]), or write .npz"
         ) from None
 
 

@@ -20,7 +20,7 @@ from simclr_tf.errors import UserError
 from simclr_tf.place import Place
 from simclr_tf.stack import tf
 
-SMALL = {"depth": 18, "width": 0.125, "sk_ratio": 0.0, "se_ratio": 0.0, "stem": "cifar"}
+SMALL = {"depth": 10, "width": 0.125, "sk_ratio": 0.0, "se_ratio": 0.0, "stem": "cifar"}
 
 
 def small_tf1(*, layers=3, classes=7, prefix="") -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def test_a_converted_workdir_is_one_like_any_other(tmp_path, capsys):
     convert(source, workdir)
     told = capsys.readouterr().out
     for words in (
-        "ResNet-18 0.125x",
+        "ResNet-10 0.125x",
         "CIFAR stem",
         "3 layers to 128",
         "7 classes",
@@ -134,6 +134,21 @@ def test_which_layer_the_classifier_reads_can_be_said(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_the_deepest_folder_tells_which_layer_the_classifier_reads(tmp_path, monkeypatch):
+    finetuned = tmp_path / "pretrained" / "simclrv2" / "finetuned_10pct" / "r18"
+    probed = tmp_path / "distill_of_mine" / "pretrained" / "r18"
+    for folder in (finetuned, probed):
+        fixtures.write(folder / "model.ckpt-1", small_tf1())
+
+    def layer(source):
+        place = Place(str(tmp_path / "w"), tf.distribute.get_strategy(), source=str(source), dry_run=True)
+        return verb.run_convert(place)["classifier_layer"]
+
+    assert layer(finetuned) == 1
+    monkeypatch.chdir(probed)
+    assert layer(".") == 0
+
+
 def without(name):
     return lambda tensors: {key: value for key, value in tensors.items() if not key.startswith(name)}
 
@@ -151,7 +166,7 @@ WRONG = {
     "a stranger inside": (lambda t: {**t, "base_model/gate/kernel": np.zeros([3, 4], np.float32)}, "without a place"),
     "another shape": (
         lambda t: {**t, "base_model/conv2d_3/kernel": np.zeros([5, 5, 8, 8], np.float32)},
-        r"ResNet-18 0.125x, CIFAR stem, has \[3, 3, 8, 8\] where base_model/conv2d_3/kernel is \[5, 5, 8, 8\]",
+        r"ResNet-10 0.125x, CIFAR stem, has \[3, 3, 8, 8\] where base_model/conv2d_3/kernel is \[5, 5, 8, 8\]",
     ),
     "no numbers": (
         lambda t: {**t, "base_model/conv2d/kernel": np.full([3, 3, 3, 8], np.nan, np.float32)},

@@ -105,7 +105,7 @@ def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, tmp_path, c
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(UserError, match="same step with layer 'head_layer_1'"):
         export(workdir)
-    with pytest.raises(UserError, match="no torch|cannot go to torchvision"):
+    with pytest.raises(UserError, match="ends in 'final_avg_pool'; leave one of them out"):
         export(workdir, layer="head_layer_1", formats=["torch"])
     other = make_network()
     other.classifier.trainable_variables[0].assign_add(tf.ones_like(other.classifier.trainable_variables[0]))
@@ -189,6 +189,16 @@ def test_only_our_own_old_versions_go(tmp_path):
     ]
     assert left == sorted(["2/mine.txt", f"4/{versions.MARKER}", "outside.txt", *whole])
     assert sorted(os.listdir(tmp_path)) == ["10", "2", "3", "4", "5", "notes", "outside.txt"]
+
+
+def test_what_killed_exports_left_goes_when_it_is_old(tmp_path):
+    old, new = (versions.aside(str(tmp_path)) for _ in range(2))
+    os.utime(old, (0, 0))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    os.utime(mine, (0, 0))
+    third = versions.aside(str(tmp_path))
+    assert {str(path) for path in tmp_path.iterdir()} == {new, third, str(mine)}
 
 
 def test_versions_of_a_longer_run_do_not_push_out_the_new_one(tmp_path):

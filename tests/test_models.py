@@ -11,6 +11,7 @@ from simclr_tf.models import normalization
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.normalization import BatchNorm
+from simclr_tf.models.published import layout
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
@@ -80,6 +81,12 @@ def small() -> Network:
     )
 
 
+def test_squeeze_and_excitation_is_that_of_the_published_blocks():
+    kernels = [unit.shape for unit in layout(50, 1, 0.0, 0.25, "imagenet") if unit.part == "excite"]
+    assert kernels[:2] == [(1, 1, 256, 16), (1, 1, 16, 256)]  # A quarter of the 64 channels within the block.
+    assert kernels[-2:] == [(1, 1, 2048, 128), (1, 1, 128, 2048)]
+
+
 def test_outputs_are_named_and_shaped(small):
     outputs = small.outputs(tf.zeros([3, 32, 32, 3]), training=False)
     shapes = {name: tuple(value.shape) for name, value in outputs.items()}
@@ -117,7 +124,7 @@ def test_flops_of_resnet50_are_about_the_published_four_billion():
     [
         (lambda: ResNet(18, sk_ratio=0.0625), "bottleneck"),
         (lambda: ResNet(34, sk_ratio=0.0625), "bottleneck"),
-        (lambda: ResNet(51), "choose one of 18, 34, 50"),
+        (lambda: ResNet(51), "choose one of 10, 18, 34, 50"),
         (lambda: ResNet(50, width=0), "ResNet.width is 0"),
         (lambda: ResNet(50, width=0.3), "ResNet.width is 0.3"),
         (lambda: ResNet(50, sk_ratio=-1), "ResNet.sk_ratio is -1"),

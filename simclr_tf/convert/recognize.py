@@ -136,6 +136,8 @@ def _with_ratios(shape: dict, ratios: dict[str, float], kernels: list[Shape], or
             continue
         # The widest block says most about the ratio; half a channel more makes up for rounding down.
         _, _, inputs, reduced = kernels[places[-1]]
+        if kind == "se":  # By the channels within the block, not those that leave it.
+            inputs //= DEPTHS[shape["depth"]][1]
         if inputs > 0:
             options[kind] += [r for r in (reduced / inputs, (reduced + 0.5) / inputs) if 0 < r <= 1]
         if kind == "se":

@@ -23,6 +23,8 @@ _WEIGHTS = ("auto", "trained", "ema")
 _ASIDE = ".converting."
 # Folders of published checkpoints whose classifier reads the encoder's output though there is a head.
 _READ_THE_ENCODER = ("pretrained", "supervised")
+# And of those whose classifier reads the head, as SimCLRv2 fine-tunes and distills.
+_READ_THE_HEAD = ("finetuned_", "distill_")
 # Square images' sides that networks with either stem were published for, in pixels.
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
@@ -42,9 +44,9 @@ def run_convert(
       weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
         where they are.
       classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints
-        do not tell where several are equally wide; None takes 0 under a folder called "pretrained" (their classifier is
-        a linear probe) or "supervised", else 1 with a head of three layers or more (SimCLRv2 fine-tunes from there),
-        else 0.
+        do not tell where several are equally wide; None takes 0 where the deepest folder that tells is "pretrained"
+        (their classifier is a linear probe) or "supervised", not "finetuned_..." or "distill_...", else 1 with a head
+        of three layers or more (SimCLRv2 fine-tunes from there), else 0.
       image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
       class_names: names of the classes, in the order of the logits; None numbers them.
 
@@ -83,6 +85,8 @@ def run_convert(
     names = _class_names(class_names, architecture.num_classes)
     step = source.read_step(recognize.STEP_KEYS)
     place.built()
+    if not place.is_chief:
+        return description
     print(_report(source, found, architecture, step, f"{layer} ({why})"))
     if place.dry_run:
         return description
@@ -116,8 +120,11 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
         return asked, "as asked"
     if len(layers) == 1:
         return layers[0], "the only one of its width"
-    kind = next((folder for folder in reversed(path.rstrip("/").split("/")) if folder in _READ_THE_ENCODER), None)
-    if kind is not None and 0 in layers:
+    # The deepest one tells: the folder of a whole collection may have any name.
+    parents = reversed((path if "://" in path else os.path.abspath(path)).split("/"))
+    named = (name for name in parents if name in _READ_THE_ENCODER or name.startswith(_READ_THE_HEAD))
+    kind = next(named, None)
+    if kind in _READ_THE_ENCODER and 0 in layers:
         return 0, f"as in published {kind} checkpoints"
     head_layers = architecture.head["num_layers"] if architecture.head else 0
     if head_layers >= 3 and 1 in layers:

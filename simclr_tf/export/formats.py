@@ -25,8 +25,8 @@ def _optional(name: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt, "
-            "or leave it out of export.formats"
+            f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt "
+            "(or simclr-tf[export]), or leave it out of export.formats"
         ) from None
 
 

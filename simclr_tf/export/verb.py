@@ -60,6 +60,11 @@ def run_export(
     network, description, path = checkpoint.load_network(place.workdir)
     if weights == "momentum":
         _take_momentum(network, path, place.workdir)
+    if "torch" in wanted and layer != "final_avg_pool":
+        raise UserError(
+            f"export.layer is {layer!r}, and torchvision's ResNet, for which export.formats has 'torch', ends in "
+            "'final_avg_pool'; leave one of them out"
+        )
     if "torch" in wanted:
         pytorch.state_dict(network, classifier=network.classifier is not None)
     _check_size(wanted, sum(summary.count_parameters(part) for part in network.parts().values()))
@@ -73,6 +78,8 @@ def run_export(
     details = {kind: _details(kind, network, description, layer, size, path, step, weights) for kind in kinds}
     if place.dry_run:
         print(f"export: would write {', '.join(f'{output}/{kind}/{step}' for kind in kinds)} from {path}")
+        return {}
+    if not place.is_chief:
         return {}
     finished: dict[str, str] = {}
     for kind in kinds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 
 from absl import logging
@@ -14,13 +15,19 @@ from simclr_tf.stack import tf
 # Lists what an export wrote; a folder without it is none of ours.
 MARKER = "simclr_export.json"
 _ASIDE = ".exporting."
+_LONG_AGO = 24 * 3600
 
 
 def aside(parent: str) -> str:
-    """Makes a folder that no reader takes for a version, and returns it."""
+    """Makes a folder that no reader takes for a version, and returns it; clears what killed exports left long ago."""
     folder = os.path.join(parent, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
     with records.writing(parent):
         tf.io.gfile.makedirs(folder)
+        for name in (name.rstrip("/") for name in tf.io.gfile.listdir(parent)):
+            path = os.path.join(parent, name)
+            # Buckets have no times of folders.
+            if name.startswith(_ASIDE) and "://" not in path and time.time() - os.path.getmtime(path) > _LONG_AGO:
+                tf.io.gfile.rmtree(path)
     return folder
 
 

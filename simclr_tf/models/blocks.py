@@ -71,11 +71,11 @@ class SelectiveKernel(keras.layers.Layer):
 class SqueezeExcite(keras.layers.Layer):
     """Channel attention from the spatial mean (Hu et al. 2018)."""
 
-    def __init__(self, filters: int, *, se_ratio: float, **kwargs):
-        """Creates the layer for inputs of `filters` channels; its bottleneck has filters * se_ratio, at least 1."""
+    def __init__(self, width: int, *, reduced: int, **kwargs):
+        """Creates the layer for inputs of `width` channels, with a bottleneck of `reduced`."""
         super().__init__(**kwargs)
-        self.reduce = Conv(max(1, int(filters * se_ratio)), 1, use_bias=True, dtype=self._dtype_policy)
-        self.expand = Conv(filters, 1, use_bias=True, dtype=self._dtype_policy)
+        self.reduce = Conv(reduced, 1, use_bias=True, dtype=self._dtype_policy)
+        self.expand = Conv(width, 1, use_bias=True, dtype=self._dtype_policy)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
@@ -117,20 +117,20 @@ class Shortcut(keras.layers.Layer):
 class ResidualBlock(keras.layers.Layer):
     """Two 3x3 convolutions (`BasicBlock`) or 1x1, 3x3, 1x1 (`Bottleneck`), plus the shortcut, then ReLU."""
 
-    def __init__(self, branch: list, *, width: int, shortcut: Shortcut | None, se_ratio: float, **kwargs):
+    def __init__(self, branch: list, *, width: int, shortcut: Shortcut | None, se_filters: int, **kwargs):
         """Creates a block from its branch's layers.
 
         Args:
           branch: layers of the residual branch, the last without ReLU.
           width: channels that leave the block.
           shortcut: the projection where shape changes, else None.
-          se_ratio: squeeze-and-excitation at the branch's end when above 0.
+          se_filters: channels of the bottleneck of squeeze-and-excitation at the branch's end; 0 for none.
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)
         self.shortcut = shortcut
         self.branch = branch
-        self.excite = SqueezeExcite(width, se_ratio=se_ratio, dtype=self._dtype_policy) if se_ratio > 0 else None
+        self.excite = SqueezeExcite(width, reduced=se_filters, dtype=self._dtype_policy) if se_filters else None
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
@@ -149,6 +149,11 @@ class ResidualBlock(keras.layers.Layer):
                 yield from part.units()
 
 
+def squeezed_filters(filters: int, se_ratio: float) -> int:
+    """Returns the channels of squeeze-and-excitation's bottleneck, by the block's 3x3 convolution as published."""
+    return max(1, int(filters * se_ratio)) if se_ratio > 0 else 0
+
+
 def basic_block(
     filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype: keras.mixed_precision.Policy
 ) -> ResidualBlock:
@@ -159,7 +164,8 @@ def basic_block(
         ConvNorm(filters, 3, strides=strides, dtype=dtype),
         ConvNorm(filters, 3, relu=False, zero=True, dtype=dtype),
     ]
-    return ResidualBlock(branch, width=filters, shortcut=shortcut, se_ratio=se_ratio, dtype=dtype)
+    se_filters = squeezed_filters(filters, se_ratio)
+    return ResidualBlock(branch, width=filters, shortcut=shortcut, se_filters=se_filters, dtype=dtype)
 
 
 def bottleneck(
@@ -173,4 +179,5 @@ def bottleneck(
     else:
         middle = ConvNorm(filters, 3, strides=strides, dtype=dtype)
     branch = [ConvNorm(filters, 1, dtype=dtype), middle, ConvNorm(width, 1, relu=False, zero=True, dtype=dtype)]
-    return ResidualBlock(branch, width=width, shortcut=shortcut, se_ratio=se_ratio, dtype=dtype)
+    se_filters = squeezed_filters(filters, se_ratio)
+    return ResidualBlock(branch, width=width, shortcut=shortcut, se_filters=se_filters, dtype=dtype)

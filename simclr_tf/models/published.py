@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from simclr_tf.models.blocks import Conv, SelectiveKernel, basic_block
+from simclr_tf.models.blocks import Conv, SelectiveKernel, basic_block, squeezed_filters
 from simclr_tf.models.heads import Classifier, ProjectionHead
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import DEPTHS, ResNet
@@ -95,7 +95,7 @@ def layout(depth: int, width: float, sk_ratio: float, se_ratio: float, stem: str
                 units += _conv_norm(1, channels, outputs, part="shortcut", **where)
             units += _branch(basic, channels, filters, sk_ratio, {"part": "branch", **where})
             if se_ratio > 0:
-                reduced = max(1, int(outputs * se_ratio))
+                reduced = squeezed_filters(filters, se_ratio)
                 where = {"part": "excite", "bias": True, **where}
                 units += [Unit((1, 1, outputs, reduced), ratio="se", **where), Unit((1, 1, reduced, outputs), **where)]
             channels = outputs
