@@ -56,6 +56,8 @@ class Binding(NamedTuple):
 
 # What `parse` has told gin; of equal names the last one, at its place.
 _bindings: dict[str, Binding] = {}
+# Settings of what a later binding put something else in the place of, or None.
+_set_aside: set[str] = set()
 _mode = ""
 
 
@@ -83,6 +85,7 @@ def parse(
     global _mode
     _mode = mode
     _bindings.clear()
+    _set_aside.clear()
     root = recipes.shipped_folder()
     files = [(recipes.stage_file(name), False) for name in (mode, shown) if name]
     default = recipes.default_recipe(shown or mode)
@@ -120,7 +123,16 @@ def parse(
 
 def _keep(bindings: Iterable[Binding]) -> None:
     for binding in bindings:
+        before = _bindings.get(binding.name)
+        dropped = _configurables_of(before) - _configurables_of(binding) if before is not None else set()
+        _set_aside.update(name for name, other in _bindings.items() if other.configurable in dropped)
+        _set_aside.discard(binding.name)
         _bindings[binding.name] = binding
+
+
+def _configurables_of(binding: Binding) -> set[str]:
+    """The configurables that a value refers to."""
+    return {reference.selector for reference in _references(binding.value) if _macro_name(reference) is None}
 
 
 def _read(path: str, strict: bool, including: tuple[str, ...]) -> Iterator[Binding]:
@@ -399,7 +411,7 @@ def lint() -> None:
     Raises:
       UserError: where a binding of the user's was read by nothing, naming each.
     """
-    lost = [binding for binding in unread() if binding.strict]
+    lost = [binding for binding in unread() if binding.strict and binding.name not in _set_aside]
     if not lost:
         return
     others = [name for name in _bindings if name not in {binding.name for binding in lost}]

@@ -7,10 +7,12 @@ import shlex
 import sys
 from collections.abc import Iterable
 
-from simclr_tf import preemption, records, summary
+from simclr_tf import config, preemption, records, summary
 from simclr_tf.errors import UsageError, UserError
 
 STAGES = ("pretrain", "finetune", "distill")
+# Whose settings are one stage's, said or not.
+_OWNERS = {"Pretrain": "pretrain", "Memory": "pretrain", "Supervised": "finetune", "Distill": "distill"}
 
 
 def run_command(*arguments: str) -> None:
@@ -51,6 +53,15 @@ def for_stage(values: Iterable[str], stage: str) -> list[str]:
     return picked
 
 
+def params_for_stage(params: Iterable[str], stage: str) -> list[str]:
+    """Picks bindings as `for_stage` does, less those of what only another stage has."""
+    return [
+        param
+        for param in for_stage(params, stage)
+        if _OWNERS.get(param.partition("=")[0].split("/")[-1].partition(".")[0].strip(), stage) == stage
+    ]
+
+
 def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others: list[str]) -> None:
     """Pretrains, fine-tunes on the labelled subset and distills, each in a sub-folder; finished stages are not
     repeated.
@@ -70,10 +81,12 @@ def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others
     settings = {
         stage: [
             *(f"--gin_file={value}" for value in for_stage(gin_files, stage)),
-            *(f"--gin_param={value}" for value in for_stage(gin_params, stage)),
+            *(f"--gin_param={value}" for value in params_for_stage(gin_params, stage)),
         ]
         for stage in STAGES
     }
+    for stage in STAGES:  # The last one's misspelt settings are not to be found out after days.
+        config.parse(stage, for_stage(gin_files, stage), params_for_stage(gin_params, stage))
     for stage in STAGES:
         run_command(f"--mode={stage}", f"--workdir={folders[stage]}", *starts[stage], *settings[stage], *others)
     print(f"\n{table([(stage, folders[stage]) for stage in STAGES])}\n\nAll runs are in {workdir}/.")

@@ -214,6 +214,18 @@ def test_shipped_leftovers_are_no_mistake_and_not_saved():
     assert "Sgd" not in config.config_text()
 
 
+def test_what_is_switched_off_may_keep_its_settings(tmp_path):
+    own = written(tmp_path, "Pretrain.make_memory = @Memory\nMemory.queue_size = 64\n")
+    construct("pretrain", ["Pretrain.make_memory = None"], files=[*SMOKE, own])
+    config.lint()
+    construct("pretrain", ["Pretrain.make_memory = None", "Memory.decay = 0.9"], files=[*SMOKE, own])
+    with pytest.raises(UserError, match="nothing here reads Memory.decay"):
+        config.lint()
+    construct("pretrain", ["smal/ResNet.depth = 34", "Pretrain.make_encoder = @small/ResNet"])
+    with pytest.raises(UserError, match="nothing here reads smal/ResNet.depth"):
+        config.lint()
+
+
 def test_scopes():
     own = ["small/ResNet.depth = 34", "Pretrain.make_encoder = @small/ResNet"]
     construct("pretrain", [*own, "ResNet.se_ratio = 0.0625"])

@@ -17,6 +17,10 @@ def test_values_for_one_stage_or_all():
     values = ["Data.source='folder:/a'", "pretrain:EPOCHS=2", "distill:EPOCHS=3", "gs://bucket/recipe.gin"]
     assert sequence.for_stage(values, "pretrain") == [values[0], "EPOCHS=2", values[3]]
     assert sequence.for_stage(values, "finetune") == [values[0], values[3]]
+    own = ["Pretrain.temperature=0.5", "Supervised.head_layer=0", "a/Memory.decay=0.9", "Sgd.momentum=0.9"]
+    assert sequence.params_for_stage(own, "pretrain") == [own[0], own[2], own[3]]
+    assert sequence.params_for_stage(own, "finetune") == [own[1], own[3]]
+    assert sequence.params_for_stage(own, "distill") == [own[3]]
     with pytest.raises(UsageError, match="'pretrian'; --mode=all has pretrain, finetune, distill"):
         sequence.for_stage(["pretrian:EPOCHS=2"], "pretrain")
 
