@@ -121,12 +121,15 @@ def table(results: dict[str, dict]) -> str:
                 lines.append(start + f"{needed} of {_gb(last['memory_bytes_per_replica'])} | | | | |")
                 continue
             bound = last["bound"]
-            sign = "≈" if bound["bound_by"] == "memory" and tpu in ESTIMATED else "≥"
+            sign, surely = "≥", ""
+            if bound["bound_by"] == "memory" and tpu in ESTIMATED:
+                certain = max(bound["seconds"]["arithmetic"], bound["seconds"]["interconnect"])
+                sign, surely = "≈", f" (≥ {bound['hours'] * certain / bound['step_seconds']:.1f})"
             lines.append(
                 start + f"{_gb(last['memory']['total'])} of {_gb(last['memory_bytes_per_replica'])} | "
                 f"{last['flops'] / 1e12:.2f}, {_gb(last['bytes_accessed'])} | "
-                f"{sign} {1000 * bound['step_seconds']:.1f} ({bound['bound_by']}) | {sign} {bound['hours']:.1f} | "
-                f"{sign} {bound['chip_hours']:.0f} |"
+                f"{sign} {1000 * bound['step_seconds']:.1f} ({bound['bound_by']}) | "
+                f"{sign} {bound['hours']:.1f}{surely} | {sign} {bound['chip_hours']:.0f} |"
             )
     return "\n".join(lines)
 

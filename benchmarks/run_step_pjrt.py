@@ -68,6 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps is {options.steps}; use a positive number")
+    if options.save and not os.path.isdir(os.path.dirname(os.path.abspath(options.save))):
+        parser.error(f"--save={options.save}: there is no such folder")
     if options.device:
         os.environ["JAX_PLATFORMS"] = options.device
     module, manifest, initial, batches = _load(options.folder)

@@ -81,8 +81,10 @@ def test_the_table_marks_estimates():
 def test_traffic_that_may_stay_on_the_chip_bounds_nothing():
     work = {"flops": 1e9, "all_reduce_bytes": 0, "global_batch_size": 64, "steps": 1}
     topology = chips.parse_topology("v4-8")
-    assert not estimate.lower_bound(topology, bytes_accessed=9e9, **work)["at_least"]
-    assert estimate.lower_bound(topology, bytes_accessed=1e3, **work)["at_least"]
+    guessed = estimate.lower_bound(topology, bytes_accessed=9e9, **work)
+    certain = estimate.lower_bound(topology, bytes_accessed=1e3, **work)
+    assert not guessed["at_least"] and certain["at_least"]
+    assert guessed["least_hours"] == certain["least_hours"] == certain["hours"] < guessed["hours"]
 
 
 @pytest.mark.parametrize(("start", "limit", "parts"), [(100, 800, 10), (12, 96, 3), (2, 2, 1)])

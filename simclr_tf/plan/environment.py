@@ -140,6 +140,11 @@ def compile_for(
         command = [_python(folder), "-I", _WORKER, "compile", asked, answered]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
+        except OSError as error:
+            raise UserError(
+                f"the TPU compiler in {folder} cannot be started ({error.strerror}); install it anew with "
+                "`make plan-env`, or give another --plan_env"
+            ) from None
         except subprocess.TimeoutExpired:
             raise UserError(
                 f"compiling for {topology.name} took more than {timeout_seconds:.0f} s and was stopped"

@@ -49,7 +49,7 @@ def lower_bound(
 
     Returns:
       Seconds of a step and what they are due to, images/s, hours, chip-hours and cost; `at_least` says whether they
-      are bounds, or estimates by counted traffic.
+      are bounds, or estimates by counted traffic; `least_hours` is a bound in either case.
     """
     seconds = {
         "arithmetic": flops / topology.peak_flops,
@@ -59,10 +59,13 @@ def lower_bound(
     bound_by = max(seconds, key=seconds.get)
     step = seconds[bound_by]
     hours = steps * step / 3600
+    counted = not topology.chip.copies_on_chip
+    least = max(value for name, value in seconds.items() if name != "memory" or counted)
     found = {
         "step_seconds": step,
         "bound_by": bound_by,
-        "at_least": bound_by != "memory" or not topology.chip.copies_on_chip,
+        "at_least": bound_by != "memory" or counted,
+        "least_hours": steps * least / 3600,
         "seconds": seconds,
         "images_per_second": global_batch_size / step,
         "hours": hours,

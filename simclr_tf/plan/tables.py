@@ -32,6 +32,7 @@ def step_table(told: dict[str, Any]) -> str:
             else ""
         )
         least, most = ("at least", "at most") if bound["at_least"] else ("about", "about")
+        surely = "" if bound["at_least"] else f" (at least {bound['least_hours']:.3g})"
         seconds = ", ".join(f"{name} {1000 * value:.3g}" for name, value in bound["seconds"].items())
         rows += [
             ("fits", f"yes: {gib(memory['total'])} of {available} per replica ({parts})"),
@@ -42,8 +43,8 @@ def step_table(told: dict[str, Any]) -> str:
             ("a step takes", f"{least} {1000 * bound['step_seconds']:.3g} ms ({bound['bound_by']}; {seconds})"),
             (
                 "the run takes",
-                f"{least} {bound['hours']:.3g} hours, {bound['chip_hours']:.4g} chip-hours: {told['steps']} steps "
-                f"({told['epochs']:g} epochs), {most} {bound['images_per_second']:.4g} images/s",
+                f"{least} {bound['hours']:.3g} hours{surely}, {bound['chip_hours']:.4g} chip-hours: "
+                f"{told['steps']} steps ({told['epochs']:g} epochs), {most} {bound['images_per_second']:.4g} images/s",
             ),
         ]
         if "cost" in bound:
