@@ -31,14 +31,14 @@ lint: $(INSTALLED)
 venv: $(INSTALLED)
 
 # A half-made environment has no stamp and is gone over again; one for other requirements is brought up to date.
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt requirements-report.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
 		echo "PYTHON=$(PYTHON) is no Python that works, or older than 3.9 ($$($(PYTHON) --version 2>&1 | head -1)); try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing TensorFlow and the rest into $(VENV): some minutes and 2 GB, once."
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt || { \
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-report.txt -r requirements-dev.txt || { \
 		echo "The installation failed; $$($(VENV)/bin/python --version) was used, supported are 3.9 to 3.13 (make PYTHON=...)." >&2; exit 1; }
 	@touch $@
 
@@ -48,8 +48,11 @@ plan-env: .venv-plan/.installed
 .venv-plan/.installed: requirements-plan.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "PYTHON=$(PYTHON) is older than 3.11, the oldest that the TPU compiler is built for; try make plan-env PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module, or try another with make plan-env PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv-plan
-	.venv-plan/bin/python -m pip install --disable-pip-version-check -q -r requirements-plan.txt
+	@.venv-plan/bin/python -m pip install --disable-pip-version-check -q -r requirements-plan.txt || { \
+		echo "The TPU compiler could not be installed; it exists for Linux on x86-64, and everything but planning works without." >&2; exit 1; }
 	@touch $@
 
 planning: $(INSTALLED) .venv-plan/.installed

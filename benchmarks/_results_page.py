@@ -100,13 +100,22 @@ def own_runs(study: Study) -> dict[str, Run]:
     return {name: run for name, run in study.runs.items() if name not in study.hidden and isinstance(run, Run)}
 
 
+def recipes(study: Study) -> str:
+    """Returns links to a study's recipes."""
+    names = dict.fromkeys(run.recipe for run in study.runs.values() if isinstance(run, Run))
+    return ", ".join(f"[{name.partition('/')[2]}](../gin/{name}.gin)" for name in names)
+
+
 def section(name: str, study: Study, kept: dict[str, list[dict]]) -> str:
     """Returns a study's section; draws its plot."""
     lines = [
         f"## {study.title}",
         "",
         *((f"*The paper:* {study.claim}", "") if study.claim else ()),
-        f"{study.note} `python benchmarks/results.py --data_dir=... --studies={name}`",
+        study.note,
+        "",
+        f"`python benchmarks/results.py --data_dir=... --studies={name}`; recipes: {recipes(study)}; each run's "
+        f"command and figures: [results/{name}](../results/{name}).",
         "",
     ]
     shown = {run: rows for run, rows in kept.items() if run not in study.hidden}

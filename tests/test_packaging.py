@@ -23,7 +23,13 @@ def installed(tmp_path_factory):
     source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     for name in ("simclr_tf", "gin"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements-dev.txt"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        *(path.name for path in ROOT.glob("require*.txt")),
+    ):
         shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
     subprocess.run([*build, "-w", wheels, source], check=True, capture_output=True, cwd=source)
@@ -56,6 +62,7 @@ def test_command_and_dependencies(installed):
     plain = {re.sub(r"[-_.]+", "-", re.split(r"[=;\s]", line)[0]).lower() for line in needed if "extra ==" not in line}
     assert plain == {re.sub(r"[-_.]+", "-", re.split(r"[=;\s]", pin)[0]).lower() for pin in PINS}
     assert "Requires-Python: >=3.9" in metadata
+    assert {"dev", "export", "report"} == set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.MULTILINE))
 
 
 def test_works_from_any_folder(installed, tmp_path):

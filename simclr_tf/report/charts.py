@@ -165,9 +165,15 @@ def lines(
             if np.any(high[run] > low[run]):
                 edge = [place(x[i], high[i]) for i in run] + [place(x[i], low[i]) for i in reversed(run)]
                 parts.append(f'<polygon points="{_points(edge)}" class="band"/>')
-            parts.append(f'<polyline points="{_points(across)}" class="line"/>')
+            parts.append(f'<polyline points="{_points(across)}" class="line"{_dashes(one.color)}/>')
         parts.append("</g>")
     return "".join(parts) + "</svg>"
+
+
+def _dashes(color: int) -> str:
+    """Tells lines apart that share a color."""
+    pattern = ("", "7 3", "2 3", "9 3 2 3")[color // COLORS % 4]
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def _runs(values: np.ndarray) -> list[np.ndarray]:
@@ -185,6 +191,8 @@ def legend(names: Sequence[str], *, shapes: bool = False) -> str:
     marks = []
     for i, name in enumerate(names):
         mark = _mark(7, 7, 5, i // COLORS if shapes else 1)
+        if not shapes and i >= COLORS:
+            mark = f'<line x1="0" x2="14" y1="7" y2="7" class="line"{_dashes(i)}/>'
         marks.append(f'<li><svg viewBox="0 0 14 14" class="c{i % COLORS}">{mark}</svg>{html.escape(name)}</li>')
     return f'<ul class="legend">{"".join(marks)}</ul>'
 
@@ -272,7 +280,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], *, label: str) -> str:
     height = int(top + count * size + 8)
     parts = [_open(height, label)]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    letters = count <= 40
+    letters = count <= 26  # More would lie over each other.
     for i in range(count):
         if letters:
             parts.append(_text(left - 5, top + (i + 0.5) * size + 4, _short(names[i], 14), anchor="end"))

@@ -56,6 +56,8 @@ def status(run: Run) -> str:
     """Says in words how far a run is."""
     if run.result is not None:
         return f"finished after {run.result.get('steps', run.steps)} steps"
+    if run.description.get("stage") == "convert":
+        return f"converted from {run.description.get('source')}"
     if run.seconds_since_record is None:
         return "begun; nothing recorded yet"
     of = f" of {run.planned_steps}" if run.planned_steps else ""
