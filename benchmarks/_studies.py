@@ -175,8 +175,10 @@ def _laptop() -> Study:
     return Study(
         "The encoder of a laptop",
         "",
-        "ResNet-18 at a quarter of its width, pretrained at 24 pixels; its student, of an eighth of the width, comes "
-        "with the package (`embedded:cifar10_student`). k-NN: 200 neighbours among all 50,000 training images.",
+        "ResNet-50 at an eighth of its width with selective kernels, pretrained at 24 pixels; its student, ResNet-18 "
+        "at an eighth of its width, comes with the package (`embedded:cifar10_student`). k-NN: 200 neighbours among "
+        "all 50,000 training images. (ResNet-18 at a quarter of its width, 14 epochs in 72 minutes of one core, was "
+        "the network before: k-NN 62.2, linear 63.0, 1 % 58.3, 10 % 68.6.) Other work shared the machine.",
         runs,
     )
 
@@ -184,7 +186,7 @@ def _laptop() -> Study:
 def _distillation() -> Study:
     itself = {"teacher": ("labels", "10 %, fine-tuned")}
     runs = {
-        "teacher of twice the width": Shared("laptop", "10 %, fine-tuned"),
+        "teacher: R50 1/8 SK": Shared("laptop", "10 %, fine-tuned"),
         "student alone, from scratch": Shared("labels", "10 %, from scratch"),
         "student alone, fine-tuned": Shared("labels", "10 %, fine-tuned"),
         "student, distilled": Shared("laptop", "student of the latter"),
@@ -194,13 +196,13 @@ def _distillation() -> Study:
         "Distillation",
         "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
         "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught "
-        "by the laptop's network on all training images, three times, without labels; self-distilled: taught by itself "
-        "fine-tuned.",
+        "by the laptop's network (ResNet-50 at an eighth with selective kernels) on all training images, three times, "
+        "without labels; self-distilled: taught by itself fine-tuned.",
         runs,
-        found="A teacher of twice the width makes the student 5.5 points better than its own fine-tuning does on the "
-        "same labels (seed 0: 55.6); the teacher was also pretrained for longer than the student's own encoder, 14 "
-        "epochs instead of 5. Self-distillation does not show: 53.9 % of teachers that have 55.0 % themselves, "
-        "after three epochs from random weights at temperature 1 (the paper takes 0.1).",
+        found="A deeper teacher with selective kernels makes the student 7.3 points better than its own fine-tuning "
+        "does on the same labels (seed 0: 55.6); the teacher was also pretrained for longer than the student's own "
+        "encoder, 20 epochs instead of 5. Self-distillation does not show: 53.9 % of teachers that have 55.0 % "
+        "themselves, after three epochs from random weights at temperature 1 (the paper takes 0.1).",
     )
 
 

@@ -278,8 +278,8 @@ def test_a_workdir_in_use_is_refused(whole, tmp_path):
 
 # What follows starts the command line in processes of its own.
 
-# More for a long campaign; 20 were measured.
-KILLS = int(os.environ.get("KILLS", "8"))
+# More for a long campaign.
+KILLS = int(os.environ.get("KILLS", "20"))
 LONG = 12 * KILLS + 24
 COMMAND = [
     sys.executable, "-m", "simclr_tf.cli", "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
