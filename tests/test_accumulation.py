@@ -84,7 +84,7 @@ def whole():
     "settings",
     [
         {"accumulation_steps": 4},
-        {"accumulation_steps": 2, "jit_compile": True},
+        pytest.param({"accumulation_steps": 2, "jit_compile": True}, marks=pytest.mark.slow),
         {"replicas": 2, "accumulation_steps": 2},
     ],
 )

@@ -134,6 +134,7 @@ def test_nothing_is_exchanged_unless_asked_for():
     assert exchanged.count("Conv2DBackpropInput") == plain.count("Conv2DBackpropInput")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"replicas": 2}, {"encoder": {"remat": True}}], ids=["replicas", "remat"])
 def test_a_training_step_is_the_same(always, monkeypatch, settings):
     """Exchanged gradients under strategies, and inside recomputed blocks."""

@@ -60,7 +60,7 @@ def one():
     return train(1)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_agree(one, replicas):
     records, variables = train(replicas)
     assert len(records) == STEPS

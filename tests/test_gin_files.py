@@ -163,6 +163,7 @@ def test_verbs_work(runs, mode, written):
     assert records.read_json(f"{runs}/linear_eval/{written}")["examples"] == 32
 
 
+@pytest.mark.slow
 def test_saved_configuration_makes_the_same_run(runs, tmp_path):
     """From `config.gin` and from `operative.gin`, to the last bit."""
     expected = (runs / "pretrain" / "metrics.jsonl").read_text()
@@ -175,6 +176,7 @@ def test_saved_configuration_makes_the_same_run(runs, tmp_path):
     assert (tmp_path / config.CONFIG / config.CONFIG).read_text() == saved
 
 
+@pytest.mark.slow
 def test_every_recipe_builds(runs):
     """Recipes that shrink to the very same bindings are built once."""
     built: dict[tuple, str] = {}

@@ -196,7 +196,9 @@ def test_queue_fills(one):
     np.testing.assert_allclose(np.linalg.norm(run.stage.memory.queue, axis=1), 1)
 
 
-@pytest.mark.parametrize(("replicas", "kind"), [(1, "tiled"), (2, "plain"), (4, "tiled")])
+@pytest.mark.parametrize(
+    ("replicas", "kind"), [(1, "tiled"), (2, "plain"), pytest.param(4, "tiled", marks=pytest.mark.slow)]
+)
 def test_replicas_and_tiles_agree(one, replicas, kind):
     run = with_memory(replicas, nt_xent=kind)
     tiny_run.assert_same_records(one[1], run.run(4), 1e-9)
@@ -210,6 +212,7 @@ def test_replicas_and_tiles_agree(one, replicas, kind):
                 np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.slow
 def test_resume_in_mid_queue_ends_with_the_same_bits(one, tmp_path):
     first = with_memory()
     before = first.run(3, steps=4)
@@ -222,6 +225,7 @@ def test_resume_in_mid_queue_ends_with_the_same_bits(one, tmp_path):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 def test_compiled_step_agrees(one):
     run = with_memory(jit_compile=True)
     tiny_run.assert_same_records(one[1][:2], run.run(2, steps=4), 1e-5)

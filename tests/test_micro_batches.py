@@ -87,6 +87,7 @@ def test_only_a_micro_batch_is_computed_at_a_time(layer):
 with_memory = functools.partial(TinyRun, make_memory=functools.partial(Memory, queue_size=5 * BATCH, decay=0.9))
 
 
+@pytest.mark.slow
 def test_one_micro_batch_is_the_batch():
     plain, run = with_memory(), with_memory(micro_batch_size=BATCH)
     tiny_run.assert_same_records(plain.run(2), run.run(2), 1e-9)

@@ -81,6 +81,7 @@ def test_blocks_are_computed_twice():
     assert convolutions(True) == 2 * plain - 1  # All but the stem's.
 
 
+@pytest.mark.slow
 def test_compiled_step_agrees_and_computes_twice():
     plain, again = (step(built(remat, "float32"), jit_compile=True) for remat in (False, True))
     for a, b in zip(plain(images()), again(images())):
@@ -100,6 +101,7 @@ def test_inference_is_left_alone():
     assert all(operation.type != "IdentityN" for operation in graph.get_operations())
 
 
+@pytest.mark.slow
 def test_training_steps_agree_with_one_and_two_replicas():
     plain = TinyRun()
     expected = plain.run(2)
