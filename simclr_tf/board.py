@@ -68,13 +68,13 @@ class Board:
         outputs = self._network.outputs(unit_images(images), training=False)
         return tf.cast(outputs["final_avg_pool"], tf.float32)
 
-    def show_augmentations(self, seed: int) -> None:
-        """Shows the first images of the run's first step, as `--mode=preview` does."""
+    def show_augmentations(self, seed: int, stream: str) -> None:
+        """Shows the first images of the run's first step, as `--mode=preview` does; `stream` is the stage's first."""
         augment = Augment(**self._description["augment"])
         found = views.views(
             self._data,
             augment,
-            stage=self._description["stage"],
+            stream=stream,
             num_images=_SHEET_IMAGES,
             seed=seed,
             data_dir=self._data_dir,

@@ -82,7 +82,7 @@ def _board(place: Place, stage: Stage, numbers: Numbers, *, show: bool) -> Board
         place.workdir, stage.network, stage.describe(), num_images=numbers.board_images, data_dir=place.data_dir
     )
     if show:
-        board.show_augmentations(numbers.seed)
+        board.show_augmentations(numbers.seed, stage.first_stream)
     return board
 
 

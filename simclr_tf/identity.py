@@ -58,12 +58,14 @@ def _unlike(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _compare_by_fingerprint(sides: list[dict[str, Any]], part: str, place: str) -> None:
-    """Forgets where a part lies where its weights tell it better, which both sides may spell as they like."""
-    if all(isinstance(side.get(part), dict) for side in sides):
-        known = all("fingerprint" in side[part] for side in sides)
-        for side in sides:
-            side[part] = {key: value for key, value in side[part].items() if key != (place if known else "fingerprint")}
+def _tell_teachers_by_weights(sides: list[dict[str, Any]]) -> None:
+    """Forgets where a teacher lies, which both sides may spell as they like, where its fingerprint is known."""
+    teachers = [side.get("teacher") for side in sides]
+    if not all(isinstance(teacher, dict) for teacher in teachers):
+        return
+    needless = "path" if all("fingerprint" in teacher for teacher in teachers) else "fingerprint"
+    for side, teacher in zip(sides, teachers):
+        side["teacher"] = {name: value for name, value in teacher.items() if name != needless}
 
 
 def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
         there = checkpoint.read_architecture(workdir, "--workdir")
         apart = ("network", "data")
         plain = [{name: side[name] for name in side if name not in apart} for side in (there, description)]
-        _compare_by_fingerprint(plain, "teacher", "path")
+        _tell_teachers_by_weights(plain)
         unlike += _unlike(*plain) + _unlike(there["network"], description["network"])
     path = os.path.join(workdir, RUN)
     if tf.io.gfile.exists(path):

@@ -11,7 +11,6 @@ from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.place import Place
 from simclr_tf.stages.base import Stage
-from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 
 FILE = "preview.png"
@@ -48,8 +47,6 @@ def run_preview(
         raise UserError(f"preview.num_images is {num_images!r}; use a whole number from 1 to 256")
     contact_sheet.check_cell_pixels("preview.cell_pixels", cell_pixels)
     randomness.check_seed("preview.seed", seed)
-    stages = {Pretrain: "pretrain", Distill: "distill"}
-    stage = next((name for kind, name in stages.items() if issubclass(make_stage, kind)), "supervised")
     place.built()
     source = data.open(data.train_split, place.data_dir)
     if place.dry_run:
@@ -60,7 +57,7 @@ def run_preview(
     found = views.views(
         data,
         augment,
-        stage=stage,
+        stream=make_stage.first_stream,
         num_images=num_images,
         seed=seed,
         data_dir=place.data_dir,

@@ -160,7 +160,7 @@ def _pyarrow() -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"Parquet needs pyarrow, which cannot be imported ({error}); run: pip install -r requirements-export.txt "
-            "(or simclr-tf[export]), or write .npz"
+            "(or '.[export]') in the clone, or write .npz"
         ) from None
 
 

@@ -30,10 +30,6 @@ _NAMES = {
 }
 
 
-# What stages call their first stream; those that are not here train with labels.
-_STREAMS = {"pretrain": "images", "distill": "unlabelled"}
-
-
 class Views(NamedTuple):
     """Training images and what becomes of them.
 
@@ -76,7 +72,7 @@ def views(
     data: Data,
     augment: Augment,
     *,
-    stage: str = "pretrain",
+    stream: str = "images",
     num_images: int = 8,
     seed: int = 0,
     data_dir: str | None = None,
@@ -87,8 +83,8 @@ def views(
     Args:
       data: its training split is used.
       augment: what training does to an image.
-      stage: whose images: pretraining makes two views of each, the others one; those that train with labels take the
-        labelled subset.
+      stream: a stage's first one: of "images" there are two views, of "unlabelled" and "labelled" ones one; the latter
+        are the labelled subset.
       num_images: how many; no more than there are.
       seed: the run's.
       data_dir: where data sets lie.
@@ -100,8 +96,8 @@ def views(
     Raises:
       UserError: for data that cannot be had.
     """
-    two_views, stream_name = stage == "pretrain", _STREAMS.get(stage, "labelled")
-    source = data.open(data.train_split, data_dir) if stage in _STREAMS else data.open_labelled(data_dir)
+    two_views = stream == "images"
+    source = data.open_labelled(data_dir) if stream == "labelled" else data.open(data.train_split, data_dir)
     num_images = min(num_images, source.num_examples)
     make = two_crops if two_views else one_crop
     bad_images = bad_image_counter(data.max_bad_images, source, elsewhere=not count_unreadable)
@@ -113,7 +109,7 @@ def views(
         seed=seed,
         num_steps=1,
         bad_images=bad_images,
-        stream_name=stream_name,
+        stream_name=stream,
     )
     try:
         batch = next(iter(batches))
@@ -123,7 +119,7 @@ def views(
         raise
     index = batch["index"]
     crops = {name: batch[name] for name in (("view_1", "view_2") if two_views else ("image",))}
-    seeds = randomness.example_seed(seed, randomness.stream(f"device/{stream_name}"), 0, index)
+    seeds = randomness.example_seed(seed, randomness.stream(f"device/{stream}"), 0, index)
     folded = {name: randomness.fold_in(seeds, randomness.stream(name)) if two_views else seeds for name in crops}
     columns: dict[str, Sequence[np.ndarray]] = {"original": [original(source, i) for i in index.numpy()]}
     columns.update((name.replace("_", " "), augment(crops[name], folded[name]).numpy()) for name in crops)

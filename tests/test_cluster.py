@@ -217,7 +217,19 @@ def test_auto(nothing_set, devices, environ, flags, expected):
     assert reason
 
 
+@pytest.mark.parametrize(("hidden", "told"), [(None, "TensorFlow cannot use"), ("-1", "no GPU or TPU was found")])
+def test_a_gpu_that_tensorflow_cannot_use_is_named(nothing_set, hidden, told):
+    fake_devices(nothing_set)
+    nothing_set.setattr(cluster.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    nothing_set.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        nothing_set.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    kind, reason = cluster._choose("", 0)
+    assert kind == "one_device" and told in reason
+
+
 def test_auto_says_what_it_picked(nothing_set, capsys):
+    nothing_set.setattr(cluster.glob, "glob", lambda pattern: [])
     strategy = cluster.make_strategy()
     assert strategy.num_replicas_in_sync == 1
     assert capsys.readouterr().out == "strategy: one_device, 1 replica(s) (no GPU or TPU was found)\n"

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_run import TINY, Noise, batches
+from tiny_run import TinyRun
 
 from simclr_tf import collectives
 from simclr_tf.cluster import make_strategy
-from simclr_tf.data.augment import Augment
 from simclr_tf.errors import UserError
-from simclr_tf.loop import Loop
-from simclr_tf.models.heads import ProjectionHead
-from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
-from simclr_tf.optim.optimizers import Lars
-from simclr_tf.stack import keras, tf
-from simclr_tf.stages.pretrain import Pretrain
+from simclr_tf.stack import tf
 
 STEPS = 3
 
@@ -25,34 +18,10 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
     return make_strategy("one_device") if replicas == 1 else make_strategy("mirrored", virtual_devices=replicas)
 
 
-def train(replicas: int, *, jit_compile: bool = False, precision: str = "float64"):
+def train(replicas: int, **settings):
     """Takes a few pretraining steps; returns the records and all variables."""
-    strategy = strategy_of(replicas)
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        stage = Pretrain(
-            data=Noise(),
-            augment=Augment(),
-            make_encoder=lambda **kw: ResNet(**TINY, **kw),
-            make_head=lambda **kw: ProjectionHead(num_layers=2, output_dim=8, **kw),
-            temperature=0.2,
-            precision=precision,
-        )
-        optimizer = Lars(weight_decay=1e-4)
-        optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
-        loop = Loop(
-            stage,
-            optimizer,
-            lambda step: tf.constant(0.5),
-            strategy,
-            seed=3,
-            jit_compile=jit_compile,
-            steps_per_call=2,
-        )
-    iterator = iter(strategy.distribute_datasets_from_function(batches(replicas, STEPS)))
-    records = [record for chunk in loop.run(iterator, STEPS) for record in chunk.records]
-    variables = [v.numpy() for part in stage.network.parts().values() for v in part.variables]
-    return records, variables
+    run = TinyRun(replicas, **settings)
+    return run.run(STEPS), run.values()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,11 @@ def scored():
     return labels, logits
 
 
+def test_classes_of_one_name_are_kept_apart():
+    found = metrics.classification(np.array([0, 1, 2]), np.eye(3)[[0, 0, 2]], ["crane", "crane", "gull"])["per_class"]
+    assert found == {"crane (0)": 1.0, "crane (1)": 0.0, "gull": 1.0}
+
+
 def test_accuracy_counts_labelled_examples(scored):
     labels, logits = scored
     names = [f"class {i}" for i in range(8)]

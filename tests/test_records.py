@@ -163,6 +163,16 @@ def test_what_passes_in_a_bucket_asks_for_another_start():
         raise gone
 
 
+def test_what_waits_is_not_written_into_a_run_of_others():
+    log = opened("ram://overtaken", 0)
+    log.add(0, [{"loss": 1.0}], {"seconds": 1.0})
+    log.flush()
+    log.add(1, [{"loss": 2.0}], {"seconds": 1.0})
+    log.close(write=False)
+    for name in (records.METRICS, records.THROUGHPUT):
+        assert [row["step"] for row in records.read_lines(f"ram://overtaken/{name}")] == [0]
+
+
 @pytest.mark.parametrize("remote", [True, False])
 def test_a_remote_board_is_uploaded_with_checkpoints_alone(tmp_path, remote):
     workdir = "ram://board" if remote else str(tmp_path)

@@ -333,6 +333,13 @@ def test_queries_take_classes_in_turn():
     assert embedding.choose_queries(np.full(10, -1), 3) == [0, 4, 9]
 
 
+def test_runs_beyond_the_colors_have_dashes():
+    ten, more = (charts.legend([str(i) for i in range(count)]) for count in (charts.COLORS, charts.COLORS + 1))
+    assert "dasharray" not in ten and more.count("dasharray") == 1
+    lines = [Series(str(i), np.arange(2), np.arange(2.0), color=i) for i in (0, charts.COLORS)]
+    assert charts.lines(lines, label="l").count("dasharray") == 1
+
+
 def test_lines_go_through_their_points():
     series = Series("a", np.array([0, 1, 2, 3]), np.array([1.0, np.nan, 3.0, 2.0]))
     chart = charts.lines([series], label="l", levels=[Level("chance", 2.0)], y_range=(1.0, 3.0))

@@ -236,6 +236,31 @@ def test_the_probe_looks_at_labelled_images_alone():
     np.testing.assert_array_equal(probed(slice(2, None)), [0, 0])  # None has a label.
 
 
+def test_the_labelled_subset_of_distillation_is_told(monkeypatch):
+    data = Data(image_size=SIZE, labels_per_class=2)
+    monkeypatch.setattr(FakeTeacher, "num_classes", 10)
+    monkeypatch.setattr(FakeTeacher, "class_names", [])
+    named = student(monkeypatch, data, alpha=0.5).files()
+    assert [len(text.split()) for text in named.values()] == [20]
+    assert student(monkeypatch, data).files() == {}
+
+
+def test_accuracies_of_distillation_are_those_of_labelled_images(monkeypatch):
+    data = Noise()
+    stage = student(monkeypatch, data)
+    batch = {**stream(0), "label": np.array([2, 1] + [-1] * 6, np.int32)}
+
+    def measured():
+        images = {name: tf.constant(value) for name, value in batch.items()}
+        _, found = stage.train_batch({"unlabelled": images}, {"unlabelled": tf.zeros([BATCH, 2], tf.int32)})
+        return [float(tf.reduce_mean(found[name])) for name in ("accuracy", "teacher_accuracy")]
+
+    diluted = measured()
+    data.open("train").partly_labelled = True
+    assert measured() == pytest.approx([4 * value for value in diluted])
+    assert any(diluted)
+
+
 def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):
     assert student(monkeypatch, Noise(numbered_classes(3))).describe()["class_names"] == ["a", "b", "c"]
 

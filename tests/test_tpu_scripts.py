@@ -63,6 +63,13 @@ def test_a_run_that_dies_is_started_again_a_few_times(stand):
     assert len(stand.read("starts")) == 3
 
 
+def test_a_run_that_was_told_to_end_is_no_crash(stand):
+    stand.write("codes", "143\n143\n143\n143\n0\n")
+    done = stand.run("launch.sh")
+    assert done.returncode == 0, done.stderr
+    assert len(stand.read("starts")) == 5
+
+
 @pytest.mark.parametrize("queued", ["no", "yes"])
 def test_a_preempted_tpu_is_made_anew(stand, queued):
     stand.configure(QUEUED=queued)

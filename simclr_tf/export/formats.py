@@ -26,7 +26,7 @@ def _optional(name: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt "
-            "(or simclr-tf[export]), or leave it out of export.formats"
+            "(or '.[export]') in the clone, or leave it out of export.formats"
         ) from None
 
 

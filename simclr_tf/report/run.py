@@ -19,6 +19,9 @@ from simclr_tf.precision import resolve_precision
 from simclr_tf.report import gather, sections
 from simclr_tf.report.gather import Run
 from simclr_tf.report.page import document, figure, picture, text
+from simclr_tf.stages.distill import Distill
+from simclr_tf.stages.pretrain import Pretrain
+from simclr_tf.stages.supervised import Supervised
 
 FILE, COMPARISON = "report.html", "comparison.html"
 
@@ -201,8 +204,9 @@ def _sheet(run: Run, data: Data, data_dir: str | None, count: int) -> str:
     if described is None:
         return ""
     augment = Augment(**described)
-    seed, stage = run.setting("train.seed", 0), run.description.get("stage", "")
-    found = views.views(data, augment, stage=stage, num_images=count, seed=seed, data_dir=data_dir)
+    seed = run.setting("train.seed", 0)
+    stage = {"pretrain": Pretrain, "distill": Distill}.get(run.description.get("stage"), Supervised)
+    found = views.views(data, augment, stream=stage.first_stream, num_images=count, seed=seed, data_dir=data_dir)
     class_names = data.open(data.train_split, data_dir).class_names
     sheet = views.sheet(found, class_names, title=f"The first images of step 0, seed {seed}", cell_pixels=72)
     image = picture(contact_sheet.png(sheet), "training images, their views, and each augmentation alone")

@@ -49,6 +49,8 @@ class Stage(tf.Module):
 
     network: Network
     max_bad_images: int = 100
+    # The name of the first stream that it trains on; see `views.views`.
+    first_stream: str = "labelled"
     # Whether a batch's losses are those of its parts. What to do where they are not, for a message.
     separable: bool = True
     instead_of_accumulation: str = ""

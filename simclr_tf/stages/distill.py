@@ -27,6 +27,8 @@ class Distill(Stage):
     every step takes a batch of each. The teacher is neither trained nor part of the checkpoints.
     """
 
+    first_stream = "unlabelled"
+
     def __init__(
         self,
         data: Data,

@@ -27,6 +27,7 @@ class Pretrain(Stage):
     """
 
     name = "pretrain"
+    first_stream = "images"
     separable = False
     instead_of_accumulation = ", and use Pretrain.micro_batch_size, which is exact"
 
