@@ -5,13 +5,15 @@
     python benchmarks/results.py --write                           # the page and its plots again, from results/
 
 A run that was taken before is looked up in `results/`, one that was stopped goes on, and the page is written after
-each: it shows what there is so far. `results/STUDY/RUN/seedN.json` keeps what the run and its k-NN classifier said.
+each: it shows what there is so far. `results/STUDY/RUN/seedN.json` keeps the run's title and what the run and its k-NN
+classifier said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,14 @@ from benchmarks import _common, _results_page
 from benchmarks._studies import STUDIES, Run, Shared, Study
 
 RAW = _common.ROOT / "results"
+
+
+def folder_name(title: str) -> str:
+    """Returns a run's title as a folder's name: lower-case letters, digits and hyphens alone."""
+    words = title.lower().replace("%", " percent ").replace("/", " of ")
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
 # Where kept commands say that they trained.
 _TOLD = Path("runs/results")
 
@@ -38,11 +48,11 @@ class Task(NamedTuple):
     @property
     def raw(self) -> Path:
         """Where its figures are kept."""
-        return RAW / self.study / self.name / f"seed{self.seed}.json"
+        return RAW / self.study / folder_name(self.name) / f"seed{self.seed}.json"
 
     def workdir(self, root: Path) -> Path:
         """Where it trains."""
-        return root / self.study / self.name / f"seed{self.seed}"
+        return root / self.study / folder_name(self.name) / f"seed{self.seed}"
 
 
 def resolve(study: str, name: str) -> tuple[str, str, Run]:
@@ -100,6 +110,7 @@ def take(task: Task, root: Path, data_dir: str) -> None:
     call(arguments)
     # Without this machine's folders.
     kept = {
+        "run": task.name,
         "command": ["simclr", *command(task, _TOLD, "DATA_DIR")],
         "result": json.loads((workdir / "result.json").read_text()),
     }
@@ -130,7 +141,9 @@ def figures(name: str, study: Study) -> dict[str, list[dict]]:
     found = {}
     for run in study.runs:
         origin, original, _ = resolve(name, run)
-        found[run] = [json.loads(path.read_text()) for path in sorted((RAW / origin / original).glob("seed*.json"))]
+        found[run] = [
+            json.loads(path.read_text()) for path in sorted((RAW / origin / folder_name(original)).glob("seed*.json"))
+        ]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -41,6 +42,21 @@ def test_a_shared_run_is_taken_once():
     for study in ("head", "distillation"):
         raw = [task.raw for task in results.tasks([study])]
         assert len(raw) == len(set(raw))
+
+
+def test_folders_of_kept_runs_have_plain_names():
+    """A title may hold a slash or a space; its folder does not, and no two runs share one."""
+    folders = {(task.study, task.raw.parent.name) for task in TASKS}
+    assert len(folders) == len(TASKS)
+    kept = sorted((ROOT / "results").rglob("*"))
+    assert kept
+    for path in kept:
+        assert re.fullmatch(r"[a-z0-9._-]+", path.name), path
+    for path in kept:
+        if path.suffix == ".json":
+            study, folder = path.relative_to(ROOT / "results").parts[:2]
+            title = json.loads(path.read_text())["run"]
+            assert title in results.STUDIES[study].runs and results.folder_name(title) == folder
 
 
 def test_hidden_runs_are_runs():
