@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_run
+from exported_run import make_network
 
+from simclr_tf.export import module
 from simclr_tf.models import convolution
 from simclr_tf.models.convolution import convolve, exchanged_gradients
 from simclr_tf.models.resnet import ResNet
@@ -132,6 +134,83 @@ def test_nothing_is_exchanged_unless_asked_for():
     assert plain.count("Conv2DBackpropFilter") == plain.count("Conv2D")
     assert exchanged.count("Conv2DBackpropFilter") < plain.count("Conv2DBackpropFilter")
     assert exchanged.count("Conv2DBackpropInput") == plain.count("Conv2DBackpropInput")
+
+
+# Size, channels in and out, kernel, stride, examples.
+POINTS = [(8, 4, 6, 1, 2, 3), (7, 12, 5, 1, 2, 2), (9, 3, 4, 1, 3, 5), (1, 8, 8, 1, 2, 1)]
+
+
+@pytest.mark.parametrize("shape", POINTS)
+def test_strided_points_are_the_plain_convolution(shape):
+    x, kernel, upstream = operands(shape, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        outputs = tf.nn.conv2d(x, kernel, shape[4], "VALID")
+    expected = outputs, *tape.gradient(outputs, [x, kernel], output_gradients=upstream)
+    for own in (False, True):
+        for one, other in zip(expected, gradients(x, kernel, upstream, shape[4], own)):
+            np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-12)
+
+
+def convolutions(graph: tf.Graph) -> list[tuple[str, tuple[int, ...], int]]:
+    """Type, kernel's size and stride of every convolution and its gradients, in nested functions too."""
+    found = []
+    kernels = {
+        "Conv2D": lambda operation: operation.inputs[1].shape,
+        "Conv2DBackpropInput": lambda operation: operation.inputs[1].shape,
+        "Conv2DBackpropFilter": lambda operation: operation.outputs[0].shape,
+    }
+    for operation in graph.get_operations():
+        if operation.type in kernels:
+            size = tuple(kernels[operation.type](operation)[:2])
+            found.append((operation.type, size, max(operation.get_attr("strides"))))
+    for function in graph._functions.values():
+        found += convolutions(function.graph)
+    return found
+
+
+def gradient_graph(call, variables) -> tf.Graph:
+    @tf.function(autograph=False)
+    def run(images):
+        with exchanged_gradients(), tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(images))
+        return tape.gradient(loss, variables)
+
+    return run.get_concrete_function(tf.TensorSpec([None, 32, 32, 3])).graph
+
+
+def check(found: list[tuple[str, tuple[int, ...], int]]) -> None:
+    for kind in ("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput"):
+        strides = {(size, stride) for operation, size, stride in found if operation == kind}
+        assert ((1, 1), 1) in strides and ((3, 3), 2) in strides  # The search finds them.
+    assert not [entry for entry in found if entry[1] == (1, 1) and entry[2] > 1]
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {},
+        {"depth": 29, "stem": "imagenet"},
+        {"depth": 29, "sk_ratio": 0.0625, "stem": "imagenet"},
+        {"se_ratio": 0.25, "remat": True},
+    ],
+    ids=["basic", "bottleneck", "selective", "squeezed"],
+)
+def test_training_has_no_strided_points(encoder):
+    """oneDNN's gradient of their kernels writes outside its memory where batch and threads do not agree."""
+    network = ResNet(**{**tiny_run.TINY, **encoder})
+    network.build([None, 32, 32, 3])
+    call = lambda images: network(images, training=True)["final_avg_pool"]  # noqa: E731
+    check(convolutions(gradient_graph(call, network.trainable_variables)))
+
+
+def test_exports_have_no_strided_points(tmp_path):
+    """Whoever fine-tunes one takes gradients of what was exported."""
+    made = module.make_module(make_network(), module.FEATURES, "final_avg_pool", {})
+    tf.saved_model.save(made, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    call = lambda images: loaded(images, training=True)  # noqa: E731
+    check(convolutions(gradient_graph(call, loaded.trainable_variables)))
 
 
 @pytest.mark.slow

@@ -127,20 +127,21 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int = 1) -> tf.Te
     Args:
       inputs: [B, H, W, C].
       kernel: [k, k, C, F] of the same type.
-      strides: SAME at 1; when above, padded by `fixed_padding` and then VALID.
+      strides: SAME at 1; when above, padded by `fixed_padding` and then VALID. A kernel of 1x1 takes every `strides`-th
+        row and column first: oneDNN's gradient of a strided 1x1 kernel writes outside its memory (docs/performance.md).
 
     Returns:
       [B, ceil(H / strides), ceil(W / strides), F].
     """
     size, padding = kernel.shape[0], "SAME"
+    if size == 1 and strides > 1:
+        inputs, strides = inputs[:, ::strides, ::strides], 1
     height, width = inputs.shape[1:3]
     positions = None if None in (height, width) else -(-height // strides) * -(-width // strides)
     if strides > 1:
-        padding = "VALID"
-        if size > 1:
-            # As an operation of its own: with explicit padding, TensorFlow on CPUs takes gradients that are ten times
-            # slower (and in bfloat16 a hundred). XLA folds it into the convolution.
-            inputs = tf.pad(inputs, fixed_padding(size))
+        # As an operation of its own: with explicit padding, TensorFlow on CPUs takes gradients that are ten times
+        # slower (and in bfloat16 a hundred). XLA folds it into the convolution.
+        inputs, padding = tf.pad(inputs, fixed_padding(size)), "VALID"
     if getattr(_here, "on", False):
         exchange = exchange_pays(kernel.shape, positions, kernel.dtype)
         if exchange or kernel.dtype != tf.bfloat16:
