@@ -46,8 +46,8 @@ def test_a_shared_run_is_taken_once():
 
 def test_folders_of_kept_runs_have_plain_names():
     """A title may hold a slash or a space; its folder does not, and no two runs share one."""
-    folders = {(task.study, task.raw.parent.name) for task in TASKS}
-    assert len(folders) == len(TASKS)
+    names = {(task.study, task.name) for task in TASKS}
+    assert len({(study, results.folder_name(name)) for study, name in names}) == len(names)
     kept = sorted((ROOT / "results").rglob("*"))
     assert kept
     for path in kept:
