@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -20,21 +21,12 @@ BEGIN, END = "<!-- table: benchmarks/plan_table.py -->", "<!-- end of table -->"
 # Whose compiler counts copies into on-chip memory as traffic: `copies_on_chip` in simclr_tf/plan/chips.py.
 ESTIMATED = ("v4", "v5e", "v6e")
 
-# Recipe -> name in the paper, parameters of the encoder in millions (published), smallest first.
+# Network, a file of gin/models -> name in the paper, smallest first.
+with open(os.path.join(ROOT, "docs", "table1.json")) as _file:
+    _PARAMETERS = {name: figures[0] for name, figures in json.load(_file)["rows"].items()}
 ROWS = {
-    "imagenet_r50": ("R50 1x", 24),
-    "imagenet_r50_sk": ("R50 1x+SK", 35),
-    "imagenet_r101": ("R101 1x", 43),
-    "imagenet_r152": ("R152 1x", 58),
-    "imagenet_r101_sk": ("R101 1x+SK", 65),
-    "imagenet_r152_sk": ("R152 1x+SK", 89),
-    "imagenet_r50_2x": ("R50 2x", 94),
-    "imagenet_r50_2x_sk": ("R50 2x+SK", 140),
-    "imagenet_r101_2x": ("R101 2x", 170),
-    "imagenet_r152_2x": ("R152 2x", 233),
-    "imagenet_r101_2x_sk": ("R101 2x+SK", 257),
-    "imagenet_r152_2x_sk": ("R152 2x+SK", 354),
-    "imagenet_r152_3x_sk": ("R152 3x+SK", 795),
+    name: re.sub(r"r(\d+)(_\dx)?(_sk)?", lambda m: f"R{m[1]} {(m[2] or '_1x')[1:]}{'+SK' if m[3] else ''}", name)
+    for name in sorted(_PARAMETERS, key=_PARAMETERS.get)
 }
 # TPU -> its slices of 128 and of 256 replicas.
 TPUS = {
@@ -48,7 +40,7 @@ ATTEMPTS = ((0, ()), (0, ("ResNet.remat = True",)), (1, ("ResNet.remat = True",)
 
 
 def load() -> dict[str, dict]:
-    """Returns what is known: "recipe/TPU" -> `plans` of the attempts, in order."""
+    """Returns what is known: "network/TPU" -> `plans` of the attempts, in order."""
     if not os.path.exists(RESULTS):
         return {}
     with open(RESULTS) as file:
@@ -63,11 +55,11 @@ def keep(results: dict[str, dict]) -> None:
     os.replace(f"{RESULTS}.tmp", RESULTS)
 
 
-def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
+def compute(network: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
     """Plans one row, by the commands that a user would give; returns the attempts up to one that fits."""
     attempts: list[dict] = []
     for slice_index, bindings in ATTEMPTS:
-        folder = os.path.join(workdir, recipe, tpu)
+        folder = os.path.join(workdir, network, tpu)
         command = [
             *prefix,
             sys.executable,
@@ -75,13 +67,14 @@ def compute(recipe: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict
             "--mode=plan",
             "--nosearch",
             f"--workdir={folder}",
-            f"--gin_file=recipes/pretrain/{recipe}",
+            "--gin_file=recipes/pretrain/imagenet",
+            f"--gin_file=models/{network}",
             f"--topology={TPUS[tpu][slice_index]}",
             *(f"--gin_param={binding}" for binding in bindings),
         ]
         print(" ".join(command), flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
-            raise SystemExit(f"{recipe} on {tpu} could not be planned")
+            raise SystemExit(f"{network} on {tpu} could not be planned")
         with open(os.path.join(folder, "plan.json")) as file:
             attempts += json.load(file)["plans"]
         if attempts[-1]["fits"]:
@@ -100,9 +93,9 @@ def table(results: dict[str, dict]) -> str:
         "step, ms (by) | hours, 800 epochs | chip-hours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for recipe, (name, _) in ROWS.items():
+    for network, name in ROWS.items():
         for tpu in sorted(TPUS):
-            attempts = results.get(f"{recipe}/{tpu}")
+            attempts = results.get(f"{network}/{tpu}")
             if not attempts:
                 lines.append(f"| {name} | {tpu} | {TPUS[tpu][0]} | 32 | not compiled yet | | | | | |")
                 continue
@@ -139,7 +132,7 @@ def write_page(results: dict[str, dict]) -> None:
     with open(PAGE) as file:
         before, rest = file.read().split(BEGIN)
     _, after = rest.split(END)
-    done = sum(1 for recipe in ROWS for tpu in TPUS if f"{recipe}/{tpu}" in results)
+    done = sum(1 for network in ROWS for tpu in TPUS if f"{network}/{tpu}" in results)
     versions = sorted({json.dumps(plan["compiler"], sort_keys=True) for plans in results.values() for plan in plans})
     told = "; ".join(", ".join(f"{name} {version}" for name, version in json.loads(text).items()) for text in versions)
     counted = f"{done} of {len(ROWS) * len(TPUS)} rows compiled here, by {told}." if done else "No row is compiled yet."
@@ -151,7 +144,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default=os.path.join(ROOT, "runs", "planning"), help="where compilations are kept")
-    parser.add_argument("--rows", default=",".join(ROWS), help="recipes, with commas")
+    parser.add_argument("--rows", default=",".join(ROWS), help="networks, with commas")
     parser.add_argument("--tpus", default=",".join(TPUS), help="TPUs, with commas")
     parser.add_argument("--again", action="store_true", help="also rows that docs/planning.json has")
     parser.add_argument("--page_only", action="store_true", help="write the page alone, from docs/planning.json")
@@ -161,12 +154,12 @@ def main() -> None:
     for unknown in [name for name in rows if name not in ROWS] + [name for name in tpus if name not in TPUS]:
         parser.error(f"{unknown} is no row or TPU; choose of {', '.join((*ROWS, *TPUS))}")
     if not options.page_only:
-        for recipe in rows:
+        for network in rows:
             for tpu in tpus:
-                row = f"{recipe}/{tpu}"
+                row = f"{network}/{tpu}"
                 if row in load() and not options.again:
                     continue
-                found = compute(recipe, tpu, options.workdir, options.prefix.split())
+                found = compute(network, tpu, options.workdir, options.prefix.split())
                 results = {**load(), row: found}  # Another process may have added rows meanwhile.
                 keep(results)
                 write_page(results)

@@ -293,6 +293,8 @@ def load_network(
       UserError: where there is none, or it cannot be read.
     """
     description = read_architecture(workdir, flag)
+    if description.get("assumed"):
+        logging.warning("%s=%s: it is assumed that %s", flag, workdir, description["assumed"])
     path = newest(workdir)
     if path is None:
         raise UserError(f"{flag}={workdir} has no checkpoint; let its run reach one first, or give another")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
@@ -12,6 +13,8 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 # Installed, the files lie inside the package; in a clone, beside it. gin-config's own folder, which may lie there too,
 # has no stages.
 _CANDIDATES = (os.path.join(_PACKAGE, "gin_files"), os.path.join(os.path.dirname(_PACKAGE), "gin"))
+# Until networks were given by files of their own, each had its own recipe, such as `imagenet_r101_2x`.
+_OLD_NAME = re.compile(r"((?:.*/)?imagenet)_(r\d+(?:_\dx)?(?:_sk)?)(_memory|_self)?(\.gin)?")
 
 
 def shipped_folder() -> str:
@@ -71,7 +74,17 @@ def find(name: str, *, folders: list[str], asked_by: str) -> str:
     for path in candidates:
         if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
             return path
-    raise UserError(f"{asked_by} names no file: {name!r} is not in {_places(folders)}{_nearest(name)}")
+    old = _OLD_NAME.fullmatch(name)
+    advice = _two_files(old, asked_by) if old else _nearest(name)
+    raise UserError(f"{asked_by} names no file: {name!r} is not in {_places(folders)}{advice}")
+
+
+def _two_files(old: re.Match, asked_by: str) -> str:
+    """What to write for the old name of a recipe of one network."""
+    names = (f"{old[1]}{old[3] or ''}", f"models/{old[2]}")
+    flag = asked_by.startswith("--gin_file")
+    written = [f"--gin_file={name}" if flag else f"include '{name}.gin'" for name in names]
+    return f"; recipe and network are two files now: write {(' ' if flag else ' and ').join(written)}"
 
 
 def _places(folders: list[str]) -> str:

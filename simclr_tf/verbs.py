@@ -82,6 +82,7 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
         ),
         "calibration": metrics.calibration(*scored),
         "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
+        **{name: description[name] for name in ("assumed",) if name in description},
     }
     if not place.is_chief:
         return report

@@ -171,8 +171,8 @@ def test_files_that_cannot_be_read(tmp_path):
         config.parse("pretrain", [str(path)])
     with pytest.raises(UserError, match="names no file"):
         config.parse("pretrain", [str(tmp_path)])
-    with pytest.raises(UserError, match="did you mean recipes/pretrain/imagenet_r50"):
-        config.parse("pretrain", ["recipes/pretrain/imagnet_r50"])
+    with pytest.raises(UserError, match="did you mean recipes/pretrain/imagenet_v1"):
+        config.parse("pretrain", ["recipes/pretrain/imagnet_v1"])
 
 
 def test_types_agree_with_defaults():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import fixtures_published as fixtures
 import numpy as np
@@ -122,31 +123,85 @@ def test_trained_weights_are_preferred_and_ema_ones_can_be_had(tmp_path):
         read_names(only.shapes, "x", "trained")
 
 
+def told(source, workdir, **settings) -> int:
+    place = Place(str(workdir), tf.distribute.get_strategy(), source=str(source), dry_run=True)
+    return verb.run_convert(place, **settings)["classifier_layer"]
+
+
 def test_which_layer_the_classifier_reads_can_be_said(tmp_path):
-    fixtures.write(tmp_path / "pretrained" / "r18" / "model.ckpt-1", small_tf1())
-    place = Place(
-        str(tmp_path / "w"), tf.distribute.get_strategy(), source=str(tmp_path / "pretrained" / "r18"), dry_run=True
-    )
-    assert verb.run_convert(place)["classifier_layer"] == 0
-    assert verb.run_convert(place, classifier_layer=2)["classifier_layer"] == 2
+    source = fixtures.write(tmp_path / "pretrained" / "r18" / "model.ckpt-1", small_tf1())
+    assert told(source, tmp_path / "w") == 0
+    assert told(source, tmp_path / "w", classifier_layer=2) == 2
     with pytest.raises(UserError, match=r"fits only layer\(s\) 0, 1, 2"):
-        verb.run_convert(place, classifier_layer=3)
+        told(source, tmp_path / "w", classifier_layer=3)
     assert not (tmp_path / "w").exists()
 
 
-def test_the_deepest_folder_tells_which_layer_the_classifier_reads(tmp_path, monkeypatch):
-    finetuned = tmp_path / "pretrained" / "simclrv2" / "finetuned_10pct" / "r18"
-    probed = tmp_path / "distill_of_mine" / "pretrained" / "r18"
-    for folder in (finetuned, probed):
-        fixtures.write(folder / "model.ckpt-1", small_tf1())
+# Path -> head layer that the classifier reads, None where the path does not tell.
+KINDS = {
+    "simclrv2/finetuned_1pct/r10_1x_sk0": 1,
+    "simclrv2/finetuned_10pct/r10_1x_sk0/hub": 1,
+    "simclrv2/finetuned_100pct/r10_1x_sk0": 0,
+    "simclrv2/distill_1pct/r10_1x_sk0": 0,
+    "simclrv2/distill_10pct/r10_1x_sk0": 0,
+    "simclrv2/pretrained/r10_1x_sk0": 0,
+    "simclrv2/supervised/r10_1x_sk0/saved_model": 0,
+    "simclrv1/finetune_10pct/1x": 0,
+    "simclrv1/pretrain/1x": 0,
+    "r10_finetuned_100pct": 0,
+    "finetuned_10pct-r10": 1,
+    "pretrained/simclrv2/finetuned_10pct/r10": 1,  # The deepest folder tells.
+    "distill_of_mine/pretrained/r10": 0,
+    "runs/mine": None,
+    "my_supervised_runs/r10": None,
+    "distill_of_mine/r10": None,
+}
 
-    def layer(source):
-        place = Place(str(tmp_path / "w"), tf.distribute.get_strategy(), source=str(source), dry_run=True)
-        return verb.run_convert(place)["classifier_layer"]
 
-    assert layer(finetuned) == 1
-    monkeypatch.chdir(probed)
-    assert layer(".") == 0
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return fixtures.write(tmp_path_factory.mktemp("published") / "model.ckpt-1234", small_tf1(classes=10))
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_the_path_tells_which_layer_the_classifier_reads(folder, published, tmp_path, capsys, monkeypatch):
+    below = tmp_path / folder
+    below.mkdir(parents=True)
+    for name in os.listdir(os.path.dirname(published)):
+        os.symlink(os.path.join(os.path.dirname(published), name), below / name)
+    layer = told(below, tmp_path / "w")
+    out = capsys.readouterr().out
+    assert layer == (1 if KINDS[folder] is None else KINDS[folder])
+    assert ("assumed" in out) == (KINDS[folder] is None)
+    monkeypatch.chdir(below)
+    assert told(".", tmp_path / "w") == layer
+
+
+def test_what_was_assumed_is_said_whenever_the_classifier_is_used(published, tmp_path, caplog):
+    """At once with the way to choose, and by every mode that uses the classifier afterwards."""
+    run = tmp_path / "run"
+    done = simclr("--mode=convert", f"--source={published}", f"--workdir={run}")
+    assert "reads head layer 1 (assumed)" in done.out
+    assert "--gin_param=convert.classifier_layer=0 (the encoder's output) or =2 (head layer 2)" in done.out
+    few, layer_0 = "--gin_param=Data.eval_split='test[:32]'", "--gin_param=convert.classifier_layer=0"
+    for arguments in (
+        ["--mode=eval", f"--workdir={run}", few],
+        ["--mode=export", f"--workdir={run}", "--dry_run"],
+        ["--mode=distill", f"--teacher={run}", f"--workdir={tmp_path / 'student'}", "--dry_run"],
+    ):
+        caplog.clear()
+        done = simclr(*arguments)
+        assert done.code == 0, done.err
+        assert "it is assumed that the classifier reads head layer 1" in caplog.text, arguments
+    assert "reads head layer 1" in json.loads((run / "eval.json").read_text())["assumed"]
+    chosen = simclr("--mode=convert", f"--source={published}", f"--workdir={tmp_path / 'other'}", layer_0)
+    assert "reads the encoder's output (as asked)" in chosen.out
+    assert "assumed" not in json.loads((tmp_path / "other" / "architecture.json").read_text())
+
+
+def test_a_head_cut_off_tells_which_layer_the_classifier_reads(tmp_path):
+    shortened = {key: value for key, value in small_tf1().items() if not re.search("nl_[12]", key)}
+    assert told(fixtures.write(tmp_path / "model.ckpt-1", shortened), tmp_path / "w") == 1
 
 
 def without(name):

@@ -17,7 +17,7 @@ WORKDIR=gs://my-bucket/runs/pretrain_r50
 DATA_DIR=gs://my-bucket/tfds
 
 # What to do; --workdir, --data_dir and --tpu are added.
-RUN=(--mode=pretrain --gin_file=imagenet_r50)
+RUN=(--mode=pretrain --gin_file=imagenet --gin_file=models/r50)
 
 POLL_SECONDS=60                 # Between two looks of launch.sh.
 MAX_CRASHES=5                   # In a row, by a signal (out of memory, a fault): then launch.sh gives up.

@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 start "$@"
 
 [[ $WORKDIR == gs://* ]] || die "WORKDIR=$WORKDIR is not in a bucket; a TPU VM's disk is lost with it: use gs://..."
-((${#RUN[@]})) || die "RUN is empty; say what to do, such as RUN=(--mode=pretrain --gin_file=imagenet_r50)"
+((${#RUN[@]})) || die "RUN is empty; say what to do, such as RUN=(--mode=pretrain --gin_file=imagenet --gin_file=models/r50)"
 arguments=("${RUN[@]}" --workdir="$WORKDIR" --tpu=local)
 [[ $DATA_DIR ]] && arguments+=(--data_dir="$DATA_DIR")
 start_command="bash $remote/tpu_scripts/remote_run.sh start $host_count $(printf '%q ' "${arguments[@]}")"

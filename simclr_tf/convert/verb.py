@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 
@@ -21,10 +22,14 @@ STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
 # The checkpoint is written into such a folder first; it goes last, so that where it is a conversion was cut short.
 _ASIDE = ".converting."
-# Folders of published checkpoints whose classifier reads the encoder's output though there is a head.
-_READ_THE_ENCODER = ("pretrained", "supervised")
-# And of those whose classifier reads the head, as SimCLRv2 fine-tunes and distills.
-_READ_THE_HEAD = ("finetuned_", "distill_")
+# Folders' names that tell which kind a published checkpoint is. SimCLRv2 fine-tunes from the head's first layer with a
+# part of the labels (the first group) and from the encoder with all of them (Chen et al. 2020b, section 3.1; confirmed
+# in google-research/simclr issue 109). Classifiers of SimCLRv1, linear probes, networks trained from scratch and
+# students, which are trained without a head, read the encoder.
+_KIND = re.compile(
+    r"(?<![a-z0-9])(?:(finetuned)_(?!100pct)\d+pct|(?:finetuned?|distill)_\d+pct)(?![a-z0-9])"
+    r"|^(?:pretrain(?:ed)?|supervised)$"
+)
 # Square images' sides that networks with either stem were published for, in pixels.
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
@@ -44,9 +49,10 @@ def run_convert(
       weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
         where they are.
       classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints
-        do not tell where several are equally wide; None takes 0 where the deepest folder that tells is "pretrained"
-        (their classifier is a linear probe) or "supervised", not "finetuned_..." or "distill_...", else 1 with a head
-        of three layers or more (SimCLRv2 fine-tunes from there), else 0.
+        do not tell where several are equally wide; None lets the path tell: 1 below a folder called "finetuned_Npct"
+        with N under 100, 0 below "finetuned_100pct", "distill_Npct", "pretrained" or "supervised", the deepest of them
+        counting. Where none does, 1 is assumed of a head of three layers or more, else 0; `architecture.json` keeps
+        this assumption, and whatever uses the classifier repeats it.
       image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
       class_names: names of the classes, in the order of the logits; None numbers them.
 
@@ -75,6 +81,7 @@ def run_convert(
         )
     architecture = recognize.understand(found, source.shapes, source.path)
     layer, why = _classifier_layer(architecture, classifier_layer, place.source)
+    assumed = "" if why else _assumed(layer, architecture.classifier_layers, place.source)
     description = {
         "encoder": architecture.encoder,
         "head": architecture.head,
@@ -87,14 +94,16 @@ def run_convert(
     place.built()
     if not place.is_chief:
         return description
-    print(_report(source, found, architecture, step, f"{layer} ({why})"))
+    print(_report(source, found, architecture, step, f"{_named(layer)} ({why or 'assumed'})"))
+    if assumed:
+        print(f"  assumed     {assumed}")
     if place.dry_run:
         return description
     _clear_unfinished(place.workdir)
     _check_new(place.workdir)
     network = Network.from_description(description)
     _fill(network, found, source)
-    _write(place.workdir, network, step, names, place.source)
+    _write(place.workdir, network, step, names, place.source, assumed)
     print(
         f"  wrote {place.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
         "--init_from, and as --workdir of the modes that look at a run"
@@ -103,14 +112,14 @@ def run_convert(
 
 
 def _classifier_layer(architecture: Architecture, asked: int | None, path: str) -> tuple[int, str]:
-    """Chooses which output the classifier reads; returns it with the reason."""
+    """Chooses which output the classifier reads; returns it with the reason, "" where nothing tells."""
     layers = architecture.classifier_layers
     if not layers:
         if asked is not None:
             raise UserError(
                 f"convert.classifier_layer is {asked!r}, but --source={path} has no classifier; set it to None"
             )
-        return 0, ""
+        return 0, "there is none"
     if asked is not None:
         if asked not in layers:
             raise UserError(
@@ -121,15 +130,29 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
     if len(layers) == 1:
         return layers[0], "the only one of its width"
     # The deepest one tells: the folder of a whole collection may have any name.
-    parents = reversed((path if "://" in path else os.path.abspath(path)).split("/"))
-    named = (name for name in parents if name in _READ_THE_ENCODER or name.startswith(_READ_THE_HEAD))
-    kind = next(named, None)
-    if kind in _READ_THE_ENCODER and 0 in layers:
-        return 0, f"as in published {kind} checkpoints"
-    head_layers = architecture.head["num_layers"] if architecture.head else 0
-    if head_layers >= 3 and 1 in layers:
-        return 1, "as in published fine-tuned checkpoints; convert.classifier_layer says otherwise"
-    return layers[0], "as in SimCLRv1; convert.classifier_layer says otherwise"
+    for name in reversed((path if "://" in path else os.path.abspath(path)).split("/")):
+        kind = _KIND.search(name)
+        layer = 1 if kind and kind[1] else 0
+        if kind and layer in layers:
+            return layer, f"as in published checkpoints of the kind {kind[0]}"
+    head = architecture.head
+    if head["used_layers"] < head["num_layers"] and head["used_layers"] in layers:
+        return head["used_layers"], "the last one that the checkpoint keeps"
+    return (1 if head["num_layers"] >= 3 and 1 in layers else layers[0]), ""
+
+
+def _named(layer: int) -> str:
+    return f"head layer {layer}" if layer else "the encoder's output"
+
+
+def _assumed(layer: int, layers: tuple[int, ...], path: str) -> str:
+    """What is told, now and later, of a layer that was not known."""
+    others = " or ".join(f"={other} ({_named(other)})" for other in layers if other != layer)
+    return (
+        f"the classifier reads {_named(layer)}, since --source={path} does not tell its kind (such as finetuned_10pct, "
+        "finetuned_100pct, distill_10pct or pretrained); a wrong layer gives wrong classes, and --mode=convert into a "
+        f"new --workdir with --gin_param=convert.classifier_layer{others} chooses another"
+    )
 
 
 def _class_names(names: list[str] | None, num_classes: int) -> list[str]:
@@ -156,7 +179,7 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
         )
         lines.append(f"  head        {head['num_layers']} layers to {head['output_dim']}{used}")
     if architecture.num_classes:
-        lines.append(f"  classifier  {architecture.num_classes} classes, reads head layer {reads}")
+        lines.append(f"  classifier  {architecture.num_classes} classes, reads {reads}")
     else:
         lines.append("  classifier  none there; --mode=linear_eval or fine-tuning makes one")
     for kind, count in sorted(found.ignored.items()):
@@ -208,7 +231,7 @@ def _fill(network: Network, found: Found, source: Source) -> None:
         raise RuntimeError(f"{len(missing)} variables got no value, such as {missing[0]}")
 
 
-def _write(workdir: str, network: Network, step: int, class_names: list[str], source: str) -> None:
+def _write(workdir: str, network: Network, step: int, class_names: list[str], source: str, assumed: str) -> None:
     """Writes the checkpoint aside and renames it; then `architecture.json`, which makes it a workdir."""
     aside = os.path.join(workdir, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
     checkpoint.Checkpoints(aside, network.parts(), keep=1).save(step)
@@ -220,6 +243,7 @@ def _write(workdir: str, network: Network, step: int, class_names: list[str], so
         # What it was trained on is not known; the size is all that later stages take over.
         "data": {"image_size": network.image_size},
         "source": source,
+        **({"assumed": assumed} if assumed else {}),
     }
     records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
     tf.io.gfile.rmtree(aside)

@@ -163,6 +163,7 @@ def _details(
             "range": [0.0, 1.0],
         },
         "tensorflow": tf.__version__,
+        **({"assumed": description["assumed"]} if kind == CLASSIFIER and "assumed" in description else {}),
     }
 
 

@@ -146,6 +146,8 @@ def _about(
     if network is not None:
         parts.append(sections.cost(run, network))
     says_data = "source" in run.description["data"]
+    if run.description.get("assumed"):
+        notes.append(f"It is assumed that {run.description['assumed']}.")
     if not says_data:  # A converted checkpoint.
         notes.append("The run does not say what images it was trained on, so none are shown.")
     if sheet_images and says_data:
