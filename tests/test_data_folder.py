@@ -109,13 +109,83 @@ def test_folders_named_like_splits_are_the_splits(tmp_path):
     assert (
         FolderSource(str(tmp_path), "train+val").num_examples == FolderSource(str(tmp_path), "all").num_examples == 10
     )
-    with pytest.raises(UserError, match="has no split 'test'; it has train, val"):
-        FolderSource(str(tmp_path), "test")
+    assert not val.remarks
 
 
-def test_one_class_may_be_called_train(tmp_path):
-    write(tmp_path, pictures(("car", "train", "ship"), 4))
-    assert FolderSource(str(tmp_path), "all").class_names == ("car", "ship", "train")
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("Training", "Testing"),
+        ("TRAIN", "Test"),
+        ("train_set", "test_set"),
+        ("training-images", "testing-images"),
+        ("zip/animals/train", "zip/animals/test"),
+        ("Training/Training", "Testing/Testing"),
+    ],
+)
+def test_usual_names_of_splits(folders, tmp_path):
+    for folder, count in zip(folders, (3, 2)):
+        write(tmp_path / folder, pictures(count=count))
+    train, test = (FolderSource(str(tmp_path), split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert train.num_examples == 6 and test.num_examples == 4
+    assert train.splits == {"train": 6, "test": 4}
+    assert {name.rsplit("/", 2)[0] for name in test.example_ids} == {folders[1]}
+    assert any("animals, which is seen through" in remark for remark in train.remarks) == folders[0].startswith("zip")
+
+
+def test_validation_stands_in_for_a_test(tmp_path):
+    for folder, count in (("train", 3), ("valid", 2)):
+        write(tmp_path / folder, pictures(count=count))
+    test = FolderSource(str(tmp_path), "test")
+    assert test.num_examples == 4 and test.name.endswith("(val)")
+    assert test.remarks == ("there is no split 'test': 'val' stands in for it",)
+    assert FolderSource(str(tmp_path), "validation[:50%]").num_examples == 2
+
+
+def test_two_validation_folders_stay_apart(tmp_path):
+    for folder, count in (("train", 3), ("val", 2), ("dev", 1)):
+        write(tmp_path / folder, pictures(count=count))
+    assert FolderSource(str(tmp_path), "all").splits == {"train": 6, "val": 4, "dev": 2}
+    assert FolderSource(str(tmp_path), "dev").num_examples == 2
+
+
+def test_unlabelled_pictures_beside_the_splits(tmp_path):
+    for folder in ("train", "test"):
+        write(tmp_path / folder, pictures(count=2))
+    write(tmp_path / "unlabelled", ["1.png", "2.png", "more/3.png"])
+    source = FolderSource(str(tmp_path), "train+unlabeled")
+    assert source.class_names == ("cat", "dog") and source.partly_labelled
+    assert sorted(source.labels) == [-1, -1, -1, 0, 0, 1, 1]
+
+
+def test_classes_are_those_of_all_splits(tmp_path):
+    write(tmp_path, ["train/cat/1.png", "train/eel/1.png", "test/cat/1.png", "test/owl/1.png"])
+    train, test = (Data(source=f"folder:{tmp_path}", labels_per_class=1, train_split=s) for s in ("train", "test"))
+    assert train.open_labelled().class_names == test.open_labelled().class_names == ("cat", "eel", "owl")
+    assert [sorted(data.open_labelled().labels) for data in (train, test)] == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "remark"),
+    [
+        (["train/1.png", "bus/1.png", "car/1.png"], ("bus", "car", "train"), None),
+        (["train/a/1.png", "holdout/a/1.png"], ("holdout", "train"), "'train' is taken for a class"),
+        (["unlabeled/a/1.png", "unlabeled/b/1.png"], ("a", "b"), "unlabeled, which is seen through"),
+        (["zip/a/1.png", "zip/b/1.png"], ("a", "b"), "zip, which is seen through"),
+        (["zip/a/1.png", "zip/b/1.png", "1.png"], None, "did you mean folder:{tmp}/zip?"),
+        (["zip/train/1.png", "zip/val/1.png", "more/1.png"], ("more", "zip"), "did you mean folder:{tmp}/zip?"),
+        (["a/train/1.png", "a/test/1.png", "b/train/1.png"], ("a", "b"), "above it: train/a, test/a"),
+        (["only/x/1.png", "only/x/2.png"], None, None),
+    ],
+)
+def test_folders_that_are_no_splits(names, classes, remark, tmp_path):
+    write(tmp_path, names)
+    source = FolderSource(str(tmp_path), "all")
+    assert source.class_names == classes and source.num_examples == len(names)
+    assert len(source.remarks) == (remark is not None)
+    if remark:
+        assert remark.replace("{tmp}", str(tmp_path)) in source.remarks[0]
 
 
 def test_folders_beside_the_splits_are_told(tmp_path):
@@ -157,9 +227,16 @@ def test_only_pictures_count(tmp_path):
         tmp_path,
         ["cat/1.png", "cat/.2.png", ".hidden/3.png", "cat/deeper/4.JPEG", "dog/5.gif", "dog/6.bmp", "eel/notes.txt"],
     )
+    write(tmp_path, ["cat/7.jpg/7.png", "cat/@eaDir/1.png/1.png", "__MACOSX/cat/1.png", "lost+found/8.png"])
+    write(tmp_path, ["a.HEIC", "cat/b.heic", "dog/c.tif", "README"])
+    os.mkfifo(tmp_path / "pipe.png")
     source = FolderSource(str(tmp_path), "all")
-    assert sorted(source.example_ids) == ["cat/1.png", "cat/deeper/4.JPEG", "dog/5.gif", "dog/6.bmp"]
+    found = ["cat/1.png", "cat/7.jpg/7.png", "cat/deeper/4.JPEG", "dog/5.gif", "dog/6.bmp"]
+    assert sorted(source.example_ids) == found
     assert source.class_names == ("cat", "dog")
+    (told,) = source.remarks
+    assert told.startswith("passed over: 2 .heic, 1 .tif, 1 .txt, 1 @eaDir folder(s), 1 __MACOSX folder(s), ")
+    assert told.endswith(" and 4 others")
 
 
 def test_links(tmp_path):
@@ -169,10 +246,18 @@ def test_links(tmp_path):
     os.symlink(tmp_path / "pictures", tmp_path / "pictures/cat/round")
     os.symlink(tmp_path / "pictures/dog/0.png", tmp_path / "pictures/dog/link.png")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "pictures/dog/broken.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "pictures/fish")
     source = FolderSource(str(tmp_path / "pictures"), "all")
-    assert sorted(source.example_ids) == [
-        "cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/broken.png", "dog/link.png", "eel/7.png", "eel/8.png",
-    ]  # fmt: skip
+    assert sorted(source.example_ids) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "eel/7.png", "eel/8.png"]
+    assert source.remarks == ("passed over: 1 that are no files (broken links, pipes)",)
+
+
+def test_links_between_splits_lead_to_the_same_examples(tmp_path):
+    write(tmp_path / "train", pictures(count=3))
+    os.symlink(tmp_path / "train", tmp_path / "test")
+    train, test = (FolderSource(str(tmp_path), split) for split in ("train", "test"))
+    assert set(train.example_ids).isdisjoint(test.example_ids)
+    assert sorted(train.identities) == sorted(test.identities) and len(set(train.identities)) == 6
 
 
 def test_remote_folders():
@@ -197,7 +282,7 @@ def make(tmp_path, *names):
     ("names", "split", "message"),
     [
         ([], "train", "no JPEG, PNG, BMP or GIF pictures; it has no files at all"),
-        (["notes.txt", "a/list.csv"], "train", r"no JPEG, .* pictures; it has 2 other file\(s\), such as a/list.csv"),
+        (["notes.txt", "a/list.csv"], "train", "passed over: 1 .csv, 1 .txt, such as a/list.csv"),
         ([".hidden.png"], "train", "no JPEG"),
         (["a.png"], "test", "has no split 'test'; it has train"),
         (["a.png", "b.png"], "valid", "has no split 'valid'; it has train, test"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ class Source:
       partly_labelled: whether examples without a label are known to be among the others; where only reading the whole
         data set would tell, some of it are looked at.
       remote: whether images lie where a read may fail today and not tomorrow, as in a bucket.
+      splits: name -> number of examples, of the whole data set.
+      remarks: what people should know of how the data set was read, such as what was passed over.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Source:
     may_fail: bool = True
     partly_labelled: bool = False
     remote: bool = False
+    splits: Mapping[str, int] = MappingProxyType({})
+    remarks: Sequence[str] = ()
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -58,6 +63,11 @@ class Source:
     def example_ids(self) -> Sequence[str]:
         """Each example's name, unique in the data set: a file's path from the folder, or a data set's own id."""
         raise NotImplementedError
+
+    @property
+    def identities(self) -> Sequence[str]:
+        """What each example is, equal for equal examples of all splits and of all places that lead to them."""
+        return self.example_ids
 
     def any_label(self) -> bool:
         """Whether any example has a label; reads no more than that takes."""

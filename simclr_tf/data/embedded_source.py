@@ -57,6 +57,7 @@ class EmbeddedSource(Source):
         self._ids = [ids[row] for row in self._rows]
         self._labels = (self._rows % classes).astype(np.int32)
         self.name = f"embedded:{name} ({split})"
+        self.splits = {key: len(value) for key, value in rows.items()}
         self.num_examples = len(self._rows)
 
     @property

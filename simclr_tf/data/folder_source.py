@@ -10,6 +10,9 @@ import functools
 import hashlib
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +22,24 @@ from simclr_tf.data.decode import READS_WEBP, SUFFIXES, try_decode
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
-SPLIT_NAMES = ("train", "test", "val", "valid", "validation")
 TEST_SHARE = 0.1
+# What archives, photo managers, network drives and file systems leave among pictures.
+_NOT_PICTURES = frozenset(
+    (
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "@Recycle",
+        "#snapshot",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+    )
+)
 
 _LARGEST_RESIDENT_SIDE = 256
 _DEEPEST = 64
+_MANY_KINDS = 6
 
 
 def _digest(name: str) -> bytes:
@@ -33,31 +49,94 @@ def _digest(name: str) -> bytes:
     ).digest()
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+class _Entry(NamedTuple):
+    """What lies in a folder: `kind` is "file", "folder" or "" for anything else, behind a link or not."""
+
+    name: str
+    kind: str
+    is_link: bool = False
 
 
-def _list(path: str) -> tuple[list[str], list[str]]:
-    """Returns all pictures below a folder, by name from there with "/" between, and the names of what is no picture."""
-    images, others = [], []
+def _entries(folder: str) -> list[_Entry]:
+    """Returns what lies in a folder, by name."""
+    if "://" not in folder:
+        with os.scandir(folder) as found:
+            entries = [
+                _Entry(one.name, "folder" if one.is_dir() else "file" if one.is_file() else "", one.is_symlink())
+                for one in found
+            ]
+        return sorted(entries)
+    entries = []
+    for name in sorted(set(tf.io.gfile.listdir(folder))):
+        # A bucket gives folders' names with a slash, and asking for each file's kind takes hours.
+        is_file = not name.endswith("/") and name.lower().endswith(SUFFIXES)
+        is_folder = name.endswith("/") or (not is_file and tf.io.gfile.isdir(_join(folder, name)))
+        entries.append(_Entry(name.rstrip("/"), "folder" if is_folder else "file"))
+    return entries
 
-    def visit(folder: str, prefix: str, above: frozenset[str]) -> None:
-        # A link to a folder above would lead round in circles.
+
+class _Listing:
+    """All pictures below a folder.
+
+    Attributes:
+      names: of the pictures, from the folder, with "/" between.
+      linked: name -> the file itself, of pictures that are reached through links.
+      passed_over: what was left out -> how many.
+      example: one of the other files.
+    """
+
+    def __init__(self, root: str):
+        """Lists a folder; may raise what the file system raises."""
+        self.names: list[str] = []
+        self.linked: dict[str, str] = {}
+        self.passed_over: Counter[str] = Counter()
+        self.example: str | None = None
+        self._followed: set[str] = set()
+        self._visit(root, "", frozenset(), behind_link=False)
+
+    def _visit(self, folder: str, prefix: str, above: frozenset[str], *, behind_link: bool) -> None:
         here = folder if "://" in folder else os.path.realpath(folder)
+        # A link to a folder above would lead round in circles.
         if here in above or len(above) > _DEEPEST:
             return
-        for entry in sorted({entry.rstrip("/") for entry in tf.io.gfile.listdir(folder)}):
-            if not entry or entry.startswith("."):
-                continue
-            if _is_image(entry):
-                images.append(prefix + entry)
-            elif tf.io.gfile.isdir(_join(folder, entry)):
-                visit(_join(folder, entry), f"{prefix}{entry}/", above | {here})
-            else:
-                others.append(prefix + entry)
+        for name, kind, is_link in _entries(folder):
+            path, inside = _join(folder, name), prefix + name
+            if name.startswith(".") or name in _NOT_PICTURES:
+                self._pass_over(name, kind)
+            elif kind == "folder":
+                if is_link:
+                    # Behind a link, links are followed only to what no link has led to yet.
+                    target = os.path.realpath(path)
+                    if behind_link and target in self._followed:
+                        continue
+                    self._followed.add(target)
+                self._visit(path, f"{inside}/", above | {here}, behind_link=behind_link or is_link)
+            elif kind == "file" and name.lower().endswith(SUFFIXES):
+                self.names.append(_readable_name(inside))
+                if is_link or behind_link:
+                    self.linked[inside] = os.path.realpath(path)
+            elif name:
+                self.example = self.example or inside
+                ending = os.path.splitext(name)[1].lower()
+                what = ending or "without an ending"
+                self.passed_over[what if kind else "that are no files (broken links, pipes)"] += 1
 
-    visit(path, "", frozenset())
-    return images, others
+    def _pass_over(self, name: str, kind: str) -> None:
+        if kind == "folder":
+            self.passed_over[f"{name} folder(s)" if name in _NOT_PICTURES else "hidden folder(s)"] += 1
+        elif name.lower().endswith(SUFFIXES):
+            self.passed_over["hidden picture(s)"] += 1
+
+
+def _readable_name(name: str) -> str:
+    """Returns a name that TensorFlow can read, as it is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"has a name that is not UTF-8 ({os.fsencode(name)!r}); rename it, such as with convmv"
+        ) from None
+    return name
 
 
 def _join(folder: str, name: str) -> str:
@@ -96,11 +175,14 @@ class FolderSource(Source):
     def __init__(self, path: str, split: str, data_dir: str | None = None):
         """Lists the folder; pictures are read when they are asked for.
 
-        When the folder has nothing but sub-folders named like splits (train, test, val, ...), or two of these names at
-        least, they are the splits. Otherwise a tenth of the pictures of each class, chosen by their names, is "test"
-        and the rest "train". "all" is everything.
+        Sub-folders are the splits where all of them have usual names of splits (`splits.usual_name`), "unlabeled" not
+        being the only one, or where there are one for training and one for testing or validation. Otherwise a tenth of
+        the pictures of each class, chosen by their names, is "test" and the rest "train". "all" is everything. One
+        folder that holds all others, above the splits or classes, counts for nothing.
 
-        Pictures that lie in no class folder are unlabelled. A single class is none: there is nothing to tell apart.
+        Pictures that lie in no class folder, or in "unlabeled", are unlabelled. A single class is none: there is
+        nothing to tell apart. Classes are those of all splits together, by name. A picture that several links lead to
+        is taken once a split.
 
         Args:
           path: of the folder, local or remote.
@@ -111,46 +193,30 @@ class FolderSource(Source):
           UserError: where there are no pictures, or no such split.
         """
         self._root = _resolve(path, data_dir)
-        self.name = f"folder:{path} ({split})"
-        try:
-            names, others = _list(self._root)
-        except (OSError, tf.errors.OpError) as error:
-            raise UserError(f"folder:{path} cannot be listed ({str(error).splitlines()[0]})") from None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"folder:{path} has a name that is not UTF-8 ({error.object!r}); rename it, such as with convmv"
-            ) from None
-        if not names:
-            found = f"it has {len(others)} other file(s), such as {others[0]}" if others else "it has no files at all"
-            raise UserError(f"folder:{path} has no JPEG, PNG, BMP or GIF pictures; {found}")
-        webp = [name for name in names if name.lower().endswith(".webp")]
-        if webp and not READS_WEBP:
-            raise UserError(
-                f"folder:{path} has {len(webp)} WebP picture(s), such as {webp[0]}, which TensorFlow {tf.__version__} "
-                "cannot read; convert them to PNG or JPEG, or use TensorFlow 2.21"
-            )
-        digests = [_digest(name) for name in names]
-        order = sorted(range(len(names)), key=lambda i: (digests[i][8:], names[i]))
-        names, digests = [names[i] for i in order], [digests[i] for i in order]
-
-        split_of = _split_folders(names)
-        parts = [name.split("/") for name in names]
-        if split_of is not None:
-            parts = [part[1:] for part in parts]
+        listing = _listed(self._root, path)
+        digests = {name: _digest(name) for name in listing.names}
+        names = sorted(listing.names, key=lambda name: (digests[name][8:], name))
+        layout = _Layout.of(names, path)
+        kept = _once(names, layout.split_of, listing.linked, self._root)
+        names, parts = [names[i] for i in kept], [layout.parts[i] for i in kept]
         classes = [part[0] if len(part) > 1 else None for part in parts]
+        split_of = [layout.split_of[i] for i in kept] if layout.split_of is not None else None
+        if split_of is not None:
+            classes = [
+                None if splits.usual_name(of) == splits.UNLABELED else name for name, of in zip(classes, split_of)
+            ]
         known = sorted({name for name in classes if name is not None})
         number = {name: i for i, name in enumerate(known)}
         labels = np.array([-1 if name is None else number[name] for name in classes], np.int32)
-        if split_of is None:
-            rows = _hash_split(digests, labels)
-        else:
-            rows = {
-                key: np.array([i for i, of in enumerate(split_of) if of == key], np.int64)
-                for key in sorted(set(split_of))
-            }
-        chosen = splits.select(split, {key: value for key, value in rows.items() if len(value)}, f"folder:{path}")
+        rows = _hash_split([digests[name] for name in names], labels) if split_of is None else _rows(split_of)
+        rows = {key: value for key, value in rows.items() if len(value)}
+        chosen = splits.select(split, rows, f"folder:{path}")
+        taken = splits.respell(split, rows)
+        self.name = f"folder:{path} ({taken})"
+        self.splits = {key: len(value) for key, value in rows.items()}
+        self.remarks = (*_passed_over(listing.passed_over), *layout.remarks, *splits.stand_in_remark(split, taken))
         self.remote = "://" in self._root
-        self._names = [names[i] for i in chosen]
+        self._names, self._linked = [names[i] for i in chosen], listing.linked
         self.num_examples = len(chosen)
         self.class_names = tuple(known) if len(known) > 1 else None
         self._labels = labels[chosen] if self.class_names else None
@@ -165,6 +231,12 @@ class FolderSource(Source):
     def example_ids(self) -> list[str]:
         """Each picture's path from the folder, with "/" between."""
         return self._names
+
+    @property
+    def identities(self) -> list[str]:
+        """See `Source`: the files themselves, wherever links to them lie."""
+        root = self._root if self.remote else os.path.realpath(self._root)
+        return [self._linked.get(name) or _join(root, name) for name in self._names]
 
     @functools.cached_property
     def _table(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -190,21 +262,142 @@ class FolderSource(Source):
         return None
 
 
-def _split_folders(names: list[str]) -> list[str] | None:
-    """Returns each picture's split where sub-folders are the splits, else None."""
-    first = [name.split("/")[0] if "/" in name else "" for name in names]
-    folders = set(first)
-    named = folders & set(SPLIT_NAMES)
-    if not named or (len(named) == 1 and folders != named):
+def _listed(root: str, path: str) -> _Listing:
+    """Lists a folder that has pictures, all of which can be read as far as their names tell."""
+    try:
+        listing = _Listing(root)
+    except UserError as error:
+        raise UserError(f"folder:{path} {error}") from None
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"folder:{path} cannot be listed ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"folder:{path} has a name that is not UTF-8 ({error.object!r}); rename it, such as with convmv"
+        ) from None
+    if not listing.names:
+        found = "; ".join(_passed_over(listing.passed_over)) or "it has no files at all"
+        such = f", such as {listing.example}" if listing.example else ""
+        raise UserError(f"folder:{path} has no JPEG, PNG, BMP or GIF pictures; {found}{such}")
+    webp = [name for name in listing.names if name.lower().endswith(".webp")]
+    if webp and not READS_WEBP:
+        raise UserError(
+            f"folder:{path} has {len(webp)} WebP picture(s), such as {webp[0]}, which TensorFlow {tf.__version__} "
+            "cannot read; convert them to PNG or JPEG, or use TensorFlow 2.21"
+        )
+    return listing
+
+
+def _passed_over(counts: Counter[str]) -> list[str]:
+    """Says what was left out."""
+    if not counts:
+        return []
+    told = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))]
+    others = sum(sorted(counts.values())[:-_MANY_KINDS])
+    return [f"passed over: {', '.join(told[:_MANY_KINDS])}" + (f" and {others} others" if others else "")]
+
+
+def _once(names: list[str], split_of: list[str] | None, linked: dict[str, str], root: str) -> list[int]:
+    """Returns which pictures to keep, so that each file is in a split once, by its own name where that is there."""
+    if not linked:
+        return list(range(len(names)))
+    root = os.path.realpath(root)
+    first: dict[tuple[str, str], int] = {}
+    for i in sorted(range(len(names)), key=lambda i: (names[i] in linked, names[i])):
+        first.setdefault((split_of[i] if split_of else "", linked.get(names[i]) or _join(root, names[i])), i)
+    return sorted(first.values())
+
+
+def _rows(split_of: list[str]) -> dict[str, np.ndarray]:
+    return {key: np.array([i for i, of in enumerate(split_of) if of == key], np.int64) for key in sorted(set(split_of))}
+
+
+class _Layout(NamedTuple):
+    """What the folders of a data set mean.
+
+    Attributes:
+      split_of: each picture's split where folders are the splits, else None.
+      parts: each picture's folders and file, from the class on.
+      remarks: what was seen through, or may be meant otherwise.
+    """
+
+    split_of: list[str] | None
+    parts: list[list[str]]
+    remarks: list[str]
+
+    @classmethod
+    def of(cls, names: list[str], path: str) -> _Layout:
+        """Finds splits and classes, below a folder that holds everything."""
+        parts, remarks = [name.split("/") for name in names], []
+        split_of, depth = _split_folders(parts), 0
+        if split_of is None:
+            depth = _wrappers(parts, above_splits=True)
+            parts = [part[depth:] for part in parts]
+            split_of = _split_folders(parts)
+        if depth:
+            remarks.append(f"all lies in folder:{path}/{'/'.join(names[0].split('/')[:depth])}, which is seen through")
+        if split_of is None:
+            return cls(None, parts, [*remarks, *_doubts(parts, path)])
+        parts = [part[1:] for part in parts]
+        for key in set(split_of):  # An archive of one split may have its own folder in it.
+            own = [i for i, of in enumerate(split_of) if of == key]
+            inner = _wrappers([parts[i] for i in own], above_splits=False)
+            for i in own:
+                parts[i] = parts[i][inner:]
+        return cls(split_of, parts, remarks)
+
+
+def _first(parts: Sequence[list[str]]) -> list[str]:
+    """The first folder of each; "" for what lies in none."""
+    return [part[0] if len(part) > 1 else "" for part in parts]
+
+
+def _wrappers(parts: list[list[str]], *, above_splits: bool) -> int:
+    """How many folders, one in the other, hold everything and have several folders, or splits, below them."""
+    for depth in range(min(map(len, parts)) - 1):
+        inside = [part[depth:] for part in parts]
+        folders = set(_first(inside))
+        if len(folders) > 1 or (above_splits and _split_folders(inside) is not None):
+            return depth
+    return 0
+
+
+def _split_folders(parts: Sequence[list[str]]) -> list[str] | None:
+    """Returns each picture's split where the first folders are the splits, else None."""
+    first = _first(parts)
+    usual = {folder: splits.usual_name(folder) for folder in set(first)}
+    found = set(usual.values()) - {None}
+    strange = sorted(folder for folder, name in usual.items() if name is None)
+    both = splits.TRAIN in found and found & {splits.TEST, splits.VAL}
+    if not found - {splits.UNLABELED} or (strange and not both):
         return None
-    strange = sorted(folders - named)
     if strange:
         where = f"folder {strange[-1]!r}" if strange[-1] else "pictures"
         raise UserError(
-            f"there are {where} beside the folders of the splits {', '.join(sorted(named))}; move them into one of "
-            "these, or out"
+            f"there are {where} beside the folders of the splits {', '.join(sorted(set(first) - set(strange)))}; move "
+            "them into one of these, or out"
         )
-    return first
+    # Two folders of one usual name, such as val and dev, stay apart.
+    return [usual[folder] for folder in first] if len(found) == len(usual) else first
+
+
+def _doubts(parts: Sequence[list[str]], path: str) -> Iterable[str]:
+    """Says where folders that are taken as classes may be splits, or hold them."""
+    below: dict[str, set[str]] = {}
+    for part in parts:
+        if len(part) > 1:
+            below.setdefault(part[0], set()).add(part[1] if len(part) > 2 else "")
+    for name, inside in sorted(below.items()):
+        usual = {splits.usual_name(folder) for folder in inside}
+        if splits.TRAIN in usual and usual & {splits.TEST, splits.VAL}:
+            yield (
+                f"class {name!r} has folders of splits in it, which are not looked at; did you mean "
+                f"folder:{path}/{name}? If it is a class, its splits lie above it: train/{name}, test/{name}"
+            )
+            return
+        if splits.usual_name(name) == splits.TRAIN and inside - {""}:
+            yield f"folder {name!r} is taken for a class, as no folder for testing or validation lies beside it"
+        if len(below) == 1 and len(inside - {""}) > 1:
+            yield f"{name!r} is the only folder, which makes no classes; did you mean folder:{path}/{name}?"
 
 
 def _hash_split(digests: list[bytes], labels: np.ndarray) -> dict[str, np.ndarray]:

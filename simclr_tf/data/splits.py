@@ -1,9 +1,13 @@
-"""Splits by name and slice, in tensorflow-datasets' syntax: "train", "train[:90%]", "train[100:200]+test"."""
+"""Splits by name and slice, in tensorflow-datasets' syntax: "train", "train[:90%]", "train[100:200]+test".
+
+Data sets spell the same split in many ways. A name stands for the split that a data set has under another usual name,
+and "test" for the validation split where there is no test split.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -11,6 +15,56 @@ from simclr_tf.errors import UserError
 
 _PART = re.compile(r"^\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*$")
 ALL = "all"
+TRAIN, TEST, VAL, UNLABELED = "train", "test", "val", "unlabeled"
+_USUAL = re.compile(
+    r"(?:(?P<train>train(?:ing)?)|(?P<test>test(?:ing)?)|(?P<val>val|valid|validation|dev)|(?P<unlabeled>unlabell?ed))"
+    r"(?:[ _.-]?(?:sets?|data|dataset|split|folder|files|images?|imgs?|pictures|pics|photos|\d{4}))?",
+    re.IGNORECASE,
+)
+
+
+def usual_name(name: str) -> str | None:
+    """Returns which split a name usually stands for; None for a name that is no split's.
+
+    >>> [usual_name(name) for name in ("Training", "test_set", "dev", "val2017", "STL unlabelled", "trains")]
+    ['train', 'test', 'val', 'val', None, None]
+    """
+    match = _USUAL.fullmatch(name)
+    return match.lastgroup if match else None
+
+
+def respell(split: str, known: Collection[str]) -> str:
+    """Writes a split in the names that a data set has.
+
+    >>> respell("training[:50%]+test", ("train", "validation")), respell("more", ("train",))
+    ('train[:50%]+validation', 'more')
+    """
+    parts = []
+    for part in split.split("+"):
+        match = _PART.match(part)
+        parts.append(f"{part[: match.start(1)]}{_meant(match[1], known)}{part[match.end(1) :]}" if match else part)
+    return "+".join(parts)
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    if name in known or name == ALL:
+        return name
+    wanted = usual_name(name)
+    for usual in (wanted, VAL) if wanted == TEST else (wanted,):
+        for other in known:
+            if usual is not None and usual_name(other) == usual:
+                return other
+    return name
+
+
+def stand_in_remark(asked: str, taken: str) -> list[str]:
+    """Says that "val" is taken for "test", where `respell` made `taken` of `asked`; else nothing."""
+    pairs = zip(re.findall(r"[\w.-]+", asked), re.findall(r"[\w.-]+", taken))
+    return [
+        f"there is no split {one!r}: {other!r} stands in for it"
+        for one, other in pairs
+        if usual_name(one) == TEST and usual_name(other) == VAL
+    ]
 
 
 def _bound(text: str | None, size: int, default: int) -> int:
@@ -32,7 +86,8 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str) -> np.ndarra
     """Returns the examples of a split.
 
     Args:
-      split: names joined by "+", each with an optional slice in examples or percent; "all" is every split.
+      split: names joined by "+", each with an optional slice in examples or percent; "all" is every split. See
+        `respell`.
       splits: name -> [n] numbers of examples, in order.
       name: of the source, for messages.
 
@@ -43,7 +98,7 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str) -> np.ndarra
       UserError: for an unknown split, a slice that cannot be understood, or one without examples.
     """
     rows = []
-    for part in str(split).split("+"):
+    for part in respell(split, splits).split("+"):
         match = _PART.match(part)
         if not match:
             raise UserError(f"split {split!r} of {name} cannot be understood; write it like 'train' or 'train[:90%]'")

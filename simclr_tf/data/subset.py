@@ -31,6 +31,7 @@ class Subset(Source):
         self._source, self._rows = source, np.asarray(rows, np.int64)
         self.name, self.num_examples = name, len(rows)
         self.class_names, self.may_fail, self.remote = source.class_names, source.may_fail, source.remote
+        self.splits, self.remarks = source.splits, source.remarks
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -43,6 +44,12 @@ class Subset(Source):
         """See `Source`."""
         ids = self._source.example_ids
         return [ids[row] for row in self._rows]
+
+    @property
+    def identities(self) -> list[str]:
+        """See `Source`."""
+        identities = self._source.identities
+        return [identities[row] for row in self._rows]
 
     @functools.lru_cache(maxsize=None)  # noqa: B019  (a source lives as long as the run)
     def resident(self) -> Resident | None:
@@ -93,6 +100,8 @@ def labelled_subset(
     keys = _ranks(source.example_ids, seed)
     for label in range(len(source.class_names)):
         members = np.nonzero(labels == label)[0]
+        if not len(members):  # A class of other splits.
+            continue
         if per_class is not None and per_class > len(members):
             raise UserError(
                 f"Data.labels_per_class is {per_class}, but class {source.class_names[label]!r} of {source.name} has "
@@ -100,7 +109,7 @@ def labelled_subset(
             )
         count = per_class if per_class is not None else max(1, round(fraction * len(members)))
         rows.append(members[np.argsort(keys[members], kind="stable")[:count]])
-    chosen = np.sort(np.concatenate(rows))
+    chosen = np.sort(np.concatenate([np.zeros(0, np.int64), *rows]))
     if not len(chosen):
         raise UserError(f"{source.name} has no labelled example to take a subset of; choose another split")
     what = f"{per_class} labels per class" if per_class is not None else f"{100 * fraction:g} % of the labels"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_tf.data import records_index
+from simclr_tf.data import records_index, splits
 from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, load, reason
 from simclr_tf.data.decode import plain
 from simclr_tf.errors import UserError
@@ -99,10 +99,13 @@ class TfdsSource(Source):
         # With a network, a builder knows the splits of data that are not here.
         if not builder.data_path.exists() or not builder.info.splits:
             _prepare(tfds, builder, name, data_dir, download)
-        self.name = f"tfds:{name} ({split})"
+        self.splits = {key: value.num_examples for key, value in builder.info.splits.items()}
+        taken = splits.respell(split, self.splits)
+        self.remarks = splits.stand_in_remark(split, taken)
+        self.name = f"tfds:{name} ({taken})"
         self._image_shape, self._has_label, self.class_names = _check_features(tfds, builder.info.features, name)
         self._name_feature = next((key for key in _NAME_FEATURES if key in builder.info.features), None)
-        self._instructions = _instructions(builder, split, name)
+        self._instructions = _instructions(builder, taken, name)
         self.num_examples = sum(instruction.take for instruction in self._instructions)
         self.remote = "://" in str(builder.data_path)
         self._known_labels: np.ndarray | None = None
@@ -155,6 +158,15 @@ class TfdsSource(Source):
         """tensorflow-datasets' own: "FILE__POSITION"."""
         return [
             f"{os.path.basename(part.filename)}__{position}"
+            for part in self._instructions
+            for position in range(part.skip, part.skip + part.take)
+        ]
+
+    @property
+    def identities(self) -> list[str]:
+        """See `Source`: record and file."""
+        return [
+            f"{part.filename}__{position}"
             for part in self._instructions
             for position in range(part.skip, part.skip + part.take)
         ]
