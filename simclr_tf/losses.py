@@ -194,19 +194,35 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def distillation(teacher_logits: tf.Tensor, student_logits: tf.Tensor, *, temperature: float) -> tf.Tensor:
-    """Cross-entropy of the student's class probabilities under the teacher's (Hinton et al. 2015; Chen et al. 2020b,
-    eq. 2).
+    """T^2 times the cross-entropy of the student's class probabilities under the teacher's (Chen et al. 2020b, eq. 2).
+
+    The factor keeps the scale of the gradients when T changes (Hinton et al. 2015, section 2). The paper's equation
+    leaves it out; the authors' released code has it.
 
     Args:
       teacher_logits: [B, classes].
       student_logits: [B, classes], of the same type.
-      temperature: divides the logits of both sides. As in the paper, the loss is not multiplied by its square.
+      temperature: T, divides the logits of both sides.
 
     Returns:
-      [B]: -sum_y P_teacher(y; T) log P_student(y; T).
+      [B]: -T^2 sum_y P_teacher(y; T) log P_student(y; T).
     """
     wanted = tf.nn.softmax(tf.stop_gradient(teacher_logits) / temperature)
-    return tf.nn.softmax_cross_entropy_with_logits(labels=wanted, logits=student_logits / temperature)
+    return temperature**2 * tf.nn.softmax_cross_entropy_with_logits(labels=wanted, logits=student_logits / temperature)
+
+
+def divergence(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
+    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, both at temperature 1.
+
+    Args:
+      teacher_logits: [B, classes].
+      student_logits: [B, classes], of the same type.
+
+    Returns:
+      [B], nats, at least 0: sum_y P_teacher(y) (log P_teacher(y) - log P_student(y)).
+    """
+    wanted, given = tf.nn.log_softmax(teacher_logits), tf.nn.log_softmax(student_logits)
+    return tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=1)
 
 
 def top_1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
 from simclr_tf.models.heads import ProjectionHead
+from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
@@ -49,12 +50,10 @@ def supervised(**settings) -> Supervised:
     return Supervised("finetune", Noise(), Augment(**AUGMENT), encoder, **{**defaults, **settings})
 
 
-def steps(stage, batch, count: int = 2) -> list[dict[str, float]]:
+def steps(stage, batch, count: int = 2, rate=lambda step: tf.constant(0.5)) -> list[dict[str, float]]:
     optimizer = Lars()
     optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
-    loop = Loop(
-        stage, optimizer, lambda step: tf.constant(0.5), tf.distribute.get_strategy(), seed=3, steps_per_call=count
-    )
+    loop = Loop(stage, optimizer, rate, tf.distribute.get_strategy(), seed=3, steps_per_call=count)
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     return [record for chunk in loop.run(iterator, count) for record in chunk.records]
 
@@ -146,10 +145,21 @@ def test_distillation_loss_by_its_formula(temperature):
         loss = losses.distillation(*sides, temperature=temperature)
         total = tf.reduce_sum(loss)
     wanted, given = softmax(teacher / temperature), softmax(student / temperature)
-    np.testing.assert_allclose(loss, -np.sum(wanted * np.log(given), axis=1), rtol=1e-12)
+    np.testing.assert_allclose(loss, -(temperature**2) * np.sum(wanted * np.log(given), axis=1), rtol=1e-12)
     gradients = tape.gradient(total, sides)
     assert gradients[0] is None
-    np.testing.assert_allclose(gradients[1], (given - wanted) / temperature, atol=1e-12)
+    np.testing.assert_allclose(gradients[1], temperature * (given - wanted), atol=1e-12)
+
+
+def test_divergence_by_its_formula():
+    teacher, student = np.random.default_rng(0).normal(size=(2, 6, 5))
+    wanted, given = softmax(teacher), softmax(student)
+    expected = np.sum(wanted * np.log(wanted / given), axis=1)
+    np.testing.assert_allclose(losses.divergence(tf.constant(teacher), tf.constant(student)), expected, rtol=1e-12)
+    np.testing.assert_array_equal(losses.divergence(tf.constant(teacher), tf.constant(teacher)), np.zeros(6))
+    # Classes that are as good as impossible for one side, as with logits of a hundred.
+    certain = tf.constant([[200.0, 0.0, 0.0]])
+    np.testing.assert_allclose(losses.divergence(certain, tf.zeros([1, 3])), [np.log(3)], rtol=1e-6)
 
 
 class FakeTeacher:
@@ -189,7 +199,7 @@ def test_mixed_loss_by_its_formula(monkeypatch):
     ]
     logits = stage.network.logits(tf.concat(seen, axis=0), training=True).numpy()
     wanted = softmax(FakeTeacher().logits(seen[0]).numpy().astype(np.float64) / 2)
-    distillation = -np.mean(np.sum(wanted * np.log(softmax(logits[:BATCH] / 2)), axis=1))
+    distillation = -(2**2) * np.mean(np.sum(wanted * np.log(softmax(logits[:BATCH] / 2)), axis=1))
     labels = batch["labelled"]["label"]
     cross_entropy = -np.mean(np.log(softmax(logits[BATCH:]))[np.arange(4), labels])
     assert record["distillation"] == pytest.approx(0.7 * distillation, rel=1e-6)
@@ -197,6 +207,27 @@ def test_mixed_loss_by_its_formula(monkeypatch):
     assert record["loss"] == pytest.approx(0.7 * distillation + 0.3 * cross_entropy, rel=1e-6)
     agreement = np.mean(wanted.argmax(1) == logits[:BATCH].argmax(1))
     assert record["teacher_agreement"] == pytest.approx(agreement)
+    sides = [softmax(side.astype(np.float64)) for side in (FakeTeacher().logits(seen[0]).numpy(), logits[:BATCH])]
+    divergence = np.mean(np.sum(sides[0] * np.log(sides[0] / sides[1]), axis=1))
+    assert record["teacher_divergence"] == pytest.approx(divergence, rel=1e-6)
+
+
+def test_self_distillation_stays_stable_at_the_rate_of_the_paper(monkeypatch):
+    """Temperature 0.1, rate 6.4 after warm-up: without T^2, batch norm and the classifier see 100 times the gradient."""
+    keras.utils.set_random_seed(1)
+    teacher = Network(make_encoder=encoder, num_classes=3, image_size=SIZE)
+    features = teacher.outputs(tf.constant(stream(1)["image"]) / 255, training=False)["final_avg_pool"]
+    # Logits spread by about 2, as those of a trained network are.
+    kernel = teacher.classifier.dense.kernel
+    kernel.assign(kernel * 2 / np.std(features @ kernel))
+    monkeypatch.setattr(FakeTeacher, "logits", lambda self, images: teacher.logits(images, training=False))
+    monkeypatch.setattr(FakeTeacher, "variables", teacher.variables)
+    stage = student(monkeypatch, temperature=0.1)
+    records = steps(
+        stage, {"unlabelled": stream(0)}, 110, lambda step: 6.4 * tf.minimum(tf.cast(step, tf.float32) / 10, 1)
+    )
+    losses_after_warmup = [record["distillation"] for record in records[10:]]
+    assert max(losses_after_warmup) < records[0]["distillation"], losses_after_warmup
 
 
 def test_unlabelled_images_alone_need_no_labels(monkeypatch):

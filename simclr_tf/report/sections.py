@@ -34,6 +34,7 @@ _CURVES = (
     Curve("contrastive", "Contrastive loss"),
     Curve("cross_entropy", "Cross-entropy"),
     Curve("distillation", "Distillation loss"),
+    Curve("teacher_divergence", "Divergence from the teacher, nats"),
     Curve("contrastive_accuracy", "Contrastive accuracy", True),
     Curve("probe_accuracy", "Linear probe while training", True),
     Curve("accuracy", "Accuracy on training batches", True),

@@ -25,6 +25,9 @@ class Distill(Stage):
 
     The loss is alpha x distillation on all images + (1 - alpha) x cross-entropy on labelled ones; with alpha below 1
     every step takes a batch of each. The teacher is neither trained nor part of the checkpoints.
+
+    Losses at different temperatures have different scales. `teacher_divergence`, recorded beside them, is the
+    divergence from the teacher in nats at temperature 1 and can be compared.
     """
 
     first_stream = "unlabelled"
@@ -54,7 +57,8 @@ class Distill(Stage):
           teacher: a run's workdir, or a SavedModel; see `teacher.load_teacher`.
           make_head: takes `input_dim`, `used_layers` and `dtype`; only needed for a `head_layer` above 0.
           head_layer: the projection head's layer that the student's classifier reads; 0 is the encoder's output.
-          temperature: divides both sides' logits: 0.1 for self-distillation, 1.0 from big to small in the paper.
+          temperature: divides both sides' logits, and its square multiplies the loss: 0.1 for self-distillation, 1.0 from
+            big to small in the paper.
           alpha: share of the distillation loss, in (0, 1]; 1 needs no labels at all.
           labelled_batch_size: labelled images of a step over all replicas, with alpha below 1; None for as many as
             there are unlabelled ones.
@@ -158,7 +162,10 @@ class Distill(Stage):
         distillation = losses.distillation(wanted, logits[0], temperature=self._temperature)
         parts = {"distillation": self._alpha * distillation}
         agreement = tf.equal(tf.argmax(wanted, axis=1), tf.argmax(logits[0], axis=1))
-        metrics = {"teacher_agreement": tf.cast(agreement, logits[0].dtype)}
+        metrics = {
+            "teacher_agreement": tf.cast(agreement, logits[0].dtype),
+            "teacher_divergence": losses.divergence(wanted, logits[0]),
+        }
         if self._labelled_source is not None:
             parts["cross_entropy"] = (1 - self._alpha) * losses.cross_entropy(batch["labelled"]["label"], logits[1])
         if self._has_labels:
