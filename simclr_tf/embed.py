@@ -17,6 +17,7 @@ from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import Subset
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import layers
+from simclr_tf.models.means import flat
 from simclr_tf.models.network import Network
 from simclr_tf.place import Place
 from simclr_tf.precision import resolve_precision
@@ -135,9 +136,7 @@ def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.T
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = network.outputs(images, training=False)
-        value = outputs[layer]
-        value = tf.reduce_mean(value, axis=[1, 2]) if value.shape.rank == 4 else value
-        columns = {"vector": tf.cast(value, tf.float32)}
+        columns = {"vector": tf.cast(flat(outputs[layer]), tf.float32)}
         if network.classifier is not None:
             logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
             columns["probabilities"] = tf.cast(tf.nn.softmax(logits), tf.float32)

@@ -213,7 +213,7 @@ def test_mixed_loss_by_its_formula(monkeypatch):
 
 
 def test_self_distillation_stays_stable_at_the_rate_of_the_paper(monkeypatch):
-    """Temperature 0.1, rate 6.4 after warm-up: without T^2, batch norm and the classifier see 100 times the gradient."""
+    """Temperature 0.1, rate 6.4 after warm-up: without T^2 batch norm and the classifier see 100 times the gradient."""
     keras.utils.set_random_seed(1)
     teacher = Network(make_encoder=encoder, num_classes=3, image_size=SIZE)
     features = teacher.outputs(tf.constant(stream(1)["image"]) / 255, training=False)["final_avg_pool"]

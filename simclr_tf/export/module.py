@@ -14,6 +14,7 @@ from simclr_tf.data.augment import unit_images
 from simclr_tf.data.decode import decode
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
+from simclr_tf.models.means import flat
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
@@ -67,7 +68,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
         if kind == CLASSIFIER:
             logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
             return {**outputs, "logits": logits, "default": logits}
-        return {**outputs, "default": _flat(outputs[layer])}
+        return {**outputs, "default": flat(outputs[layer])}
 
     @tf.function
     def call(images, training=False, return_endpoints=False):
@@ -95,10 +96,6 @@ def _needed(network: Network, kind: str, layer: str) -> list[tf.Module]:
         parts = [part for modules in list(network.encoder.sections().values())[:count] for part in modules]
     parts += network.head.projections[:depth] if depth else []
     return [*parts, network.classifier] if kind == CLASSIFIER else parts
-
-
-def _flat(value: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(value, axis=[1, 2]) if value.shape.rank == 4 else value
 
 
 def signatures(module: Reusable, kind: str, image_size: int) -> dict[str, tf.types.experimental.ConcreteFunction]:

@@ -20,6 +20,7 @@ import numpy as np
 from simclr_tf.errors import UserError
 from simclr_tf.export.check import TOLERANCE, relative
 from simclr_tf.models.blocks import ConvNorm, basic_block
+from simclr_tf.models.means import spatial_mean
 from simclr_tf.models.network import Network
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import DEPTHS
@@ -138,7 +139,7 @@ def forward(state: dict[str, np.ndarray], images: np.ndarray, depth: int) -> np.
             if f"{name}.downsample.0.weight" in state:
                 x = norm(conv(x, f"{name}.downsample.0", stride, 0), f"{name}.downsample.1")
             x = tf.nn.relu(x + y)
-    x = tf.reduce_mean(x, axis=[1, 2])
+    x = spatial_mean(x)
     if "fc.weight" in state:
         return (x @ state["fc.weight"].T + state["fc.bias"]).numpy()
     index = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simclr_tf.models.convolution import Conv, fixed_padding
+from simclr_tf.models.means import scale_channels, spatial_mean
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.stack import keras, tf
 
@@ -56,10 +57,10 @@ class SelectiveKernel(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
         first, second = tf.split(self.streams(inputs, training=training), 2, axis=-1)
-        pooled = tf.reduce_mean(first + second, axis=[1, 2], keepdims=True)
+        pooled = spatial_mean(first + second, keepdims=True)
         mixing = self.mix(self.reduce(pooled, training=training))
         weights = tf.nn.softmax(tf.stack(tf.split(mixing, 2, axis=-1)), axis=0)
-        return first * weights[0] + second * weights[1]
+        return scale_channels(first, weights[0]) + scale_channels(second, weights[1])
 
     def units(self) -> Iterator[keras.layers.Layer]:
         """Yields convolutions and batch norms in the published order."""
@@ -79,8 +80,8 @@ class SqueezeExcite(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
-        pooled = tf.reduce_mean(inputs, axis=[1, 2], keepdims=True)
-        return inputs * tf.sigmoid(self.expand(tf.nn.relu(self.reduce(pooled))))
+        pooled = spatial_mean(inputs, keepdims=True)
+        return scale_channels(inputs, tf.sigmoid(self.expand(tf.nn.relu(self.reduce(pooled)))))
 
     def units(self) -> Iterator[keras.layers.Layer]:
         """Yields the two convolutions."""

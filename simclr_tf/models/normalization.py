@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from simclr_tf import collectives
+from simclr_tf.models.means import scale_channels
 from simclr_tf.stack import keras, tf
 
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
@@ -141,7 +142,7 @@ class BatchNorm(keras.layers.Layer):
         else:
             mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
         scale = self.gamma * tf.math.rsqrt(variance + tf.constant(self._epsilon, variance.dtype))
-        return x * tf.cast(scale, x.dtype) + tf.cast(beta - mean * scale, x.dtype)
+        return scale_channels(x, scale, beta - mean * scale)
 
     def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         if getattr(_still, "on", False):

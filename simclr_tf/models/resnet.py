@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from simclr_tf.errors import UserError
 from simclr_tf.models.blocks import ConvNorm, ResidualBlock, basic_block, bottleneck
+from simclr_tf.models.means import spatial_mean
 from simclr_tf.models.remat import recomputed
 from simclr_tf.stack import keras, tf
 
@@ -136,7 +137,7 @@ class ResNet(keras.Model):
             if i == frozen - 1:
                 x = tf.stop_gradient(x)
             outputs[name] = x
-        outputs["final_avg_pool"] = tf.reduce_mean(x, axis=[1, 2])
+        outputs["final_avg_pool"] = spatial_mean(x)
         return outputs
 
     def sections(self) -> dict[str, list]:

@@ -57,8 +57,8 @@ class Distill(Stage):
           teacher: a run's workdir, or a SavedModel; see `teacher.load_teacher`.
           make_head: takes `input_dim`, `used_layers` and `dtype`; only needed for a `head_layer` above 0.
           head_layer: the projection head's layer that the student's classifier reads; 0 is the encoder's output.
-          temperature: divides both sides' logits, and its square multiplies the loss: 0.1 for self-distillation, 1.0 from
-            big to small in the paper.
+          temperature: divides both sides' logits, and its square multiplies the loss; in the paper 0.1 for
+            self-distillation, 1.0 from big to small.
           alpha: share of the distillation loss, in (0, 1]; 1 needs no labels at all.
           labelled_batch_size: labelled images of a step over all replicas, with alpha below 1; None for as many as
             there are unlabelled ones.
