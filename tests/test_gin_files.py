@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command import simclr
 
@@ -18,6 +19,7 @@ from simclr_tf.errors import UserError
 from simclr_tf.operations import OPERATIONS, TRAINING_MODES
 from simclr_tf.optim.schedules import WarmupCosine
 from simclr_tf.place import Place
+from simclr_tf.stack import tf
 
 FILES = recipes.shipped_files()
 RECIPES = [name for name in FILES if name.startswith("recipes/")]
@@ -187,6 +189,22 @@ def test_published_values(row):
     assert {parameter: effective(f"Augment.{parameter}") for parameter in augment} == augment
     assert {parameter: effective(parameter) for parameter in more} == more
     assert effective("Data.image_size") == (224 if name.startswith("imagenet") else 32)
+
+
+def test_every_kernel_decays_in_supervised_training():
+    """By the optimizer or through the loss, equally."""
+    config.parse("supervised", ["imagenet", "smoke"])
+    place = Place(workdir="unused", strategy=make_strategy("one_device"), instead=lambda built: built)
+    built = configurables.configured("train")(place)
+    with tf.GradientTape() as tape:
+        penalty = sum(built.stage.penalties().values())
+    variables = built.stage.trained_variables
+    kernels = [(i, variable) for i, variable in enumerate(variables) if len(variable.shape) > 1]
+    assert any(variable is built.stage.network.classifier.dense.kernel for _, variable in kernels)
+    through_loss = tape.gradient(penalty, variables, unconnected_gradients="zero")
+    for i, kernel in kernels:
+        by_optimizer = 0.0 if built.optimizer._excluded[i] else 1e-4
+        np.testing.assert_allclose(through_loss[i] + by_optimizer * kernel, 1e-4 * kernel, rtol=1e-5)
 
 
 def test_every_published_recipe_is_in_the_table():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,21 +20,12 @@ from simclr_tf.models.resnet import ResNet
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 
+TABLE_1 = Path(__file__).parents[1] / "docs" / "table1.json"
 # Chen et al. 2020b, Table 1: depth, width, selective kernels -> millions of parameters.
 PUBLISHED_MILLIONS = {
-    (50, 1, False): 24,
-    (50, 1, True): 35,
-    (50, 2, False): 94,
-    (50, 2, True): 140,
-    (101, 1, False): 43,
-    (101, 1, True): 65,
-    (101, 2, False): 170,
-    (101, 2, True): 257,
-    (152, 1, False): 58,
-    (152, 1, True): 89,
-    (152, 2, False): 233,
-    (152, 2, True): 354,
-    (152, 3, True): 795,
+    (int(depth), int(width or 1), bool(selective)): figures[0]
+    for name, figures in json.loads(TABLE_1.read_text())["rows"].items()
+    for depth, width, selective in re.findall(r"r(\d+)(?:_(\d)x)?(_sk)?", name)
 }
 
 
