@@ -75,7 +75,8 @@ def find(name: str, *, folders: list[str], asked_by: str) -> str:
         if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
             return path
     old = _OLD_NAME.fullmatch(name)
-    advice = _two_files(old, asked_by) if old else _nearest(name)
+    split = old and f"models/{old[2]}.gin" in shipped_files()
+    advice = _two_files(old, asked_by) if split else _nearest(name)
     raise UserError(f"{asked_by} names no file: {name!r} is not in {_places(folders)}{advice}")
 
 
