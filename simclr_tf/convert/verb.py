@@ -62,23 +62,8 @@ def run_convert(
     Raises:
       UserError: for a checkpoint that cannot be placed whole; nothing is written then.
     """
-    if not place.source:
-        raise UsageError("--source is missing; give --mode=convert the checkpoint to read")
-    if weights not in _WEIGHTS:
-        raise UserError(f"convert.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
-    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
-        raise UserError(f"convert.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
-    if tf.io.gfile.exists(os.path.join(place.source, records.ARCHITECTURE)):
-        raise UserError(
-            f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from"
-        )
-    source = Source(place.source)
-    found = recognize.read_names(source.shapes, source.path, weights) or read_lists(source.shapes, source.path)
-    if found is None:
-        raise UserError(
-            f"{source.path} is no SimCLR checkpoint: none of its {len(source.shapes)} variables is named as there "
-            f"(base_model/, resnet_model/, trainable_variables_list/), such as {sorted(source.shapes)[0]}; give another"
-        )
+    _check_settings(place, weights, image_size)
+    source, found = _read(place.source, weights)
     architecture = recognize.understand(found, source.shapes, source.path)
     layer, why = _classifier_layer(architecture, classifier_layer, place.source)
     assumed = "" if why else _assumed(layer, architecture.classifier_layers, place.source)
@@ -109,6 +94,31 @@ def run_convert(
         "--init_from, and as --workdir of the modes that look at a run"
     )
     return description
+
+
+def _check_settings(place: Place, weights: str, image_size: int | None) -> None:
+    if not place.source:
+        raise UsageError("--source is missing; give --mode=convert the checkpoint to read")
+    if weights not in _WEIGHTS:
+        raise UserError(f"convert.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
+    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
+        raise UserError(f"convert.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
+    if tf.io.gfile.exists(os.path.join(place.source, records.ARCHITECTURE)):
+        raise UserError(
+            f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from"
+        )
+
+
+def _read(path: str, weights: str) -> tuple[Source, Found]:
+    """Opens a checkpoint and finds a network's variables in it."""
+    source = Source(path)
+    found = recognize.read_names(source.shapes, source.path, weights) or read_lists(source.shapes, source.path)
+    if found is None:
+        raise UserError(
+            f"{source.path} is no SimCLR checkpoint: none of its {len(source.shapes)} variables is named as there "
+            f"(base_model/, resnet_model/, trainable_variables_list/), such as {sorted(source.shapes)[0]}; give another"
+        )
+    return source, found
 
 
 def _classifier_layer(architecture: Architecture, asked: int | None, path: str) -> tuple[int, str]:
