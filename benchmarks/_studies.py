@@ -17,7 +17,7 @@ class Run(NamedTuple):
       mode: of the command line.
       recipe: gin file.
       params: gin bindings on top.
-      sources: flag that names another run -> (study, run).
+      sources: flag that names another run -> (study, run), or a network of the package.
       knn: bindings of a k-NN classifier that measures it, too; None for none.
       subset: whether its seed also chooses the labels.
       seeds: how many.
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     mode: str
     recipe: str
     params: tuple[str, ...] = ()
-    sources: dict[str, tuple[str, str]] = {}
+    sources: dict[str, tuple[str, str] | str] = {}
     knn: tuple[str, ...] | None = None
     subset: bool = False
     seeds: int = 3
@@ -185,12 +185,22 @@ def _laptop() -> Study:
 
 def _distillation() -> Study:
     itself = {"teacher": ("labels", "10 %, fine-tuned")}
+    # As in the paper: LARS, a rate by the batch's square root, a classifier that decays through the loss.
+    paper = ("EPOCHS=5", "train.make_optimizer=@Lars", "WarmupCosine.scaling='sqrt'", "Distill.weight_decay=1e-4")
+
+    def again(temperature: float, seeds: int) -> Run:
+        params = (*paper, f"Distill.temperature={temperature}")
+        teacher = {"teacher": "embedded:cifar10_student"}
+        return Run("distill", recipe("distill", "cifar10_laptop"), params, teacher, seeds=seeds)
+
     runs = {
         "teacher: R50 1/8 SK": Shared("laptop", "10 %, fine-tuned"),
         "student alone, from scratch": Shared("labels", "10 %, from scratch"),
         "student alone, fine-tuned": Shared("labels", "10 %, fine-tuned"),
         "student, distilled": Shared("laptop", "student of the latter"),
         "self-distilled": Run("distill", recipe("distill", "cifar10_laptop"), (), itself),
+        "student, self-distilled, T 0.1": again(0.1, 3),
+        "student, self-distilled, T 1": again(1.0, 1),
     }
     return Study(
         "Distillation",

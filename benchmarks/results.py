@@ -77,8 +77,9 @@ def sources(task: Task) -> dict[str, Task]:
     """The runs that a task starts from, by flag; where fewer seeds were trained of them, tasks share them."""
     found = {}
     for flag, source in task.run.sources.items():
-        study, name, run = resolve(*source)
-        found[flag] = Task(study, name, run, task.seed % run.seeds)
+        if not isinstance(source, str):
+            study, name, run = resolve(*source)
+            found[flag] = Task(study, name, run, task.seed % run.seeds)
     return found
 
 
@@ -96,6 +97,7 @@ def command(task: Task, root: Path, data_dir: str) -> list[str]:
             f"--data_dir={data_dir}",
         ),
         *(f"--{flag}={source.workdir(root)}" for flag, source in sources(task).items()),
+        *(f"--{flag}={source}" for flag, source in run.sources.items() if isinstance(source, str)),
         *(f"--gin_param={param}" for param in params),
     ]
 
