@@ -81,6 +81,7 @@ def slow_hue(image, delta):
     return by_pixel(image, lambda h, s, v: ((h + delta) % 1, s, v))
 
 
+OFF = ("gray_probability", "blur_probability")
 SLOW = (slow_brightness, slow_contrast, slow_saturation, slow_hue)
 
 
@@ -141,6 +142,23 @@ def test_random_jitter_is_the_slow_one_with_the_numbers_drawn():
         parameters = [*(0.6 + 0.8 * numbers[1:4]), 0.1 * (2 * numbers[4] - 1)]
         np.testing.assert_allclose(result, slow_jitter(image, parameters, np.argsort(numbers[5:9])), atol=3e-6)
     assert 0 < untouched < 30
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 2.0])
+def test_brightness_can_be_added(monkeypatch, strength):
+    """SimCLR's first version: a summand within 0.8 s, clipped; all else as with factors."""
+    monkeypatch.setitem(globals(), "SLOW", (lambda image, delta: np.clip(image + delta, 0, 1), *SLOW[1:]))
+    images, some = random_images(30), seeds(30)
+    draws = draw_all(some, [color_jitter])[0].numpy()
+    augment = Augment(
+        brightness="additive", color_strength=strength, jitter_probability=1, **dict.fromkeys(OFF, 0), flip=False
+    )
+    low, high = max(1 - 0.8 * strength, 0), 1 + 0.8 * strength
+    for image, result, numbers in zip(images, augment(images, some).numpy(), draws):
+        deltas = 0.8 * strength * (2 * numbers[1] - 1), 0.2 * strength * (2 * numbers[4] - 1)
+        parameters = [deltas[0], *(low + (high - low) * numbers[2:4]), deltas[1]]
+        np.testing.assert_allclose(result, slow_jitter(image, parameters, np.argsort(numbers[5:9])), atol=3e-6)
+    assert augment.describe()["brightness"] == "additive"
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -380,6 +398,9 @@ def test_every_probability_can_be_certain():
         ({"rotation_probability": None}, ["rotation_probability", "None"]),
         ({"rotation_degrees": ()}, ["rotation_degrees", "()"]),
         ({"rotation_degrees": "90"}, ["rotation_degrees", "90"]),
+        ({"crop": "Paper"}, ["crop", "Paper", "paper, published"]),
+        ({"crop": None}, ["crop", "None", "paper, published"]),
+        ({"brightness": "add"}, ["brightness", "add", "multiplicative, additive"]),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

@@ -131,14 +131,15 @@ def effective(name: str) -> Any:
     return value.name if isinstance(value, signatures.Reference) else value
 
 
-CROP = {"area_min": 0.08, "area_max": 1.0, "ratio_min": 3 / 4, "ratio_max": 4 / 3, "flip": True}
+CROP = {"area_min": 0.08, "area_max": 1.0, "ratio_min": 3 / 4, "ratio_max": 4 / 3, "flip": True, "crop": "paper"}
 PLAIN = {**CROP, "jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
 COLORS = {**CROP, "color_strength": 1.0, "jitter_probability": 0.8, "gray_probability": 0.2, "blur_probability": 0.5}
 CIFAR_COLORS = {**COLORS, "color_strength": 0.5, "blur_probability": 0.0}
 V2 = {"ProjectionHead.num_layers": 3, "ProjectionHead.output_dim": 128, "Pretrain.make_memory": None,
-      "Pretrain.temperature": 0.1, "Pretrain.probe_weight_decay": 1e-4}  # fmt: skip
+      "Pretrain.temperature": 0.1, "Pretrain.probe_weight_decay": 1e-4,
+      "Augment.brightness": "multiplicative"}  # fmt: skip
 MEMORY = {**V2, "Pretrain.make_memory": "Memory", "Memory.queue_size": 65536, "Memory.decay": 0.999}
-V1 = {**V2, "ProjectionHead.num_layers": 2, "Pretrain.probe_weight_decay": 1e-6}
+V1 = {**V2, "ProjectionHead.num_layers": 2, "Pretrain.probe_weight_decay": 1e-6, "Augment.brightness": "additive"}
 CIFAR = {**V2, "Pretrain.temperature": 0.5, "ResNet.stem": "cifar", "ResNet.depth": 18}
 LAYER_1, LAYER_0 = ({"Supervised.head_layer": layer, "Supervised.weight_decay": 0.0} for layer in (1, 0))
 LINEAR = {"Sgd.nesterov": True, "Supervised.freeze_up_to": "final_avg_pool", "Supervised.zero_init_classifier": True,

@@ -14,8 +14,8 @@ from typing import Any
 
 from simclr_tf.data.addons_ops import random_cutout, random_rotation
 from simclr_tf.data.blur import random_blur
-from simclr_tf.data.color import color_jitter, random_gray
-from simclr_tf.data.crop import Box, random_crop_box
+from simclr_tf.data.color import BRIGHTNESS_KINDS, color_jitter, random_gray
+from simclr_tf.data.crop import CROP_KINDS, Box, random_crop_box
 from simclr_tf.data.steps import RandomStep, channels_first, channels_last, choose, draw_all, random_step
 from simclr_tf.errors import UserError
 from simclr_tf.stack import addons, tf
@@ -61,6 +61,8 @@ class Augment:
         cutout_fraction: float = 0.5,
         rotation_probability: float = 0.0,
         rotation_degrees: Sequence[float] = (90.0, 180.0, 270.0),
+        crop: str = "paper",
+        brightness: str = "multiplicative",
     ):
         """Checks the parameters.
 
@@ -79,6 +81,10 @@ class Augment:
           cutout_fraction: side of that square as a fraction of the image's side, in (0, 1).
           rotation_probability: of a rotation, in [0, 1]; needs tensorflow-addons.
           rotation_degrees: the angles to choose from, counterclockwise.
+          crop: "paper" draws areas uniformly; "published" draws heights uniformly, as the released code does; see
+            `crop.random_crop_box`.
+          brightness: "multiplicative" as in SimCLRv2, by a factor within 1 +- 0.8 s; "additive" as in SimCLR's first
+            version, by a summand within +- 0.8 s.
 
         Raises:
           UserError: a value out of its range, or cutout or rotation without tensorflow-addons.
@@ -104,6 +110,8 @@ class Augment:
         self.steps_without_xla = tuple(
             name for name in ("cutout_probability", "rotation_probability") if getattr(self, name) > 0
         )
+        self.crop = _one_of("crop", crop, CROP_KINDS)
+        self.brightness = _one_of("brightness", brightness, BRIGHTNESS_KINDS)
         for name in self.steps_without_xla:
             addons(f"Augment: {name} = {getattr(self, name):g}")
         self._steps = self._configured_steps()
@@ -113,7 +121,10 @@ class Augment:
         jitter_probability = self.jitter_probability if self.color_strength > 0 else 0.0
         steps = [
             (random_flip, {"probability": 0.5 if self.flip else 0.0}),
-            (color_jitter, {"probability": jitter_probability, "strength": self.color_strength}),
+            (
+                color_jitter,
+                {"probability": jitter_probability, "strength": self.color_strength, "brightness": self.brightness},
+            ),
             (random_gray, {"probability": self.gray_probability}),
             (random_blur, {"probability": self.blur_probability}),
             (random_cutout, {"probability": self.cutout_probability, "fraction": self.cutout_fraction}),
@@ -131,7 +142,13 @@ class Augment:
     ) -> Box:
         """Returns a random crop's y, x, height, width (int32, pixels); see `crop.random_crop_box`."""
         return random_crop_box(
-            seed, height, width, area_range=self.area_range, ratio_range=self.ratio_range, draws=draws
+            seed,
+            height,
+            width,
+            area_range=self.area_range,
+            ratio_range=self.ratio_range,
+            kind=self.crop,
+            draws=draws,
         )
 
     def __call__(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -173,6 +190,8 @@ class Augment:
             "cutout_fraction": self.cutout_fraction,
             "rotation_probability": self.rotation_probability,
             "rotation_degrees": list(self.rotation_degrees),
+            "crop": self.crop,
+            "brightness": self.brightness,
         }
 
 
@@ -193,6 +212,12 @@ def _within(
         most = "" if math.isinf(high) else f" and below {high:g}" if high_excluded else f" and {high:g} at most"
         raise UserError(f"Augment: {name} is {value!r}; it has to be {least}{most}")
     return number
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UserError(f"Augment: {name} is {value!r}; choose one of {', '.join(choices)}")
+    return value
 
 
 def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:

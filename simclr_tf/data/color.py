@@ -7,6 +7,8 @@ computed 16 times for a random order of four. All here take images [..., 3, H, W
 
 from __future__ import annotations
 
+import functools
+
 from simclr_tf.data.steps import choose, random_step
 from simclr_tf.stack import tf
 
@@ -15,6 +17,7 @@ Planes = list[tf.Tensor]  # Red, green and blue, each [..., H, W].
 # Of red, green and blue in `tf.image.rgb_to_grayscale` (ITU-R BT.601).
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 _TINY = 1e-30
+BRIGHTNESS_KINDS = ("multiplicative", "additive")
 
 
 def _clip(x: tf.Tensor) -> tf.Tensor:
@@ -48,11 +51,17 @@ def _turn_and_saturate(planes: Planes, delta: tf.Tensor, factor: tf.Tensor) -> P
     ]
 
 
-def _scale(planes: Planes, factor: tf.Tensor, around_mean: tf.Tensor) -> Planes:
-    """Scales around each channel's mean over the image (contrast) or around 0 (brightness), then clips."""
-    factor = _per_image(factor)
-    rest = tf.where(_per_image(around_mean), 1.0 - factor, 0.0)
-    return [_clip(factor * plane + rest * tf.reduce_mean(plane, axis=[-2, -1], keepdims=True)) for plane in planes]
+def _contrast_or_brightness(
+    planes: Planes, is_contrast: tf.Tensor, contrast: tf.Tensor, brightness: tf.Tensor, *, additive: bool
+) -> Planes:
+    """Scales around each channel's mean over the image (contrast), or changes brightness, then clips."""
+    factor = _per_image(tf.where(is_contrast, contrast, 1.0 if additive else brightness))
+    rest = tf.where(_per_image(is_contrast), 1.0 - factor, 0.0)
+    changed = [factor * plane + rest * tf.reduce_mean(plane, axis=[-2, -1], keepdims=True) for plane in planes]
+    if additive:
+        delta = _per_image(tf.where(is_contrast, 0.0, brightness))
+        changed = [plane + delta for plane in changed]
+    return [_clip(plane) for plane in changed]
 
 
 def jitter(
@@ -63,6 +72,7 @@ def jitter(
     saturation: tf.Tensor,
     hue: tf.Tensor,
     places: tf.Tensor,
+    additive: bool = False,
 ) -> tf.Tensor:
     """Adjusts brightness, contrast, saturation and hue, in an order of each image's own, clipping after each.
 
@@ -71,11 +81,12 @@ def jitter(
 
     Args:
       images: [..., 3, H, W] float32 in [0, 1].
-      brightness: [...] factors.
+      brightness: [...] factors; what to add if `additive`.
       contrast: [...] factors.
       saturation: [...] factors.
       hue: [...] what to add, in turns.
       places: [..., 4] distinct numbers for brightness, contrast, saturation and hue; lower comes earlier.
+      additive: whether brightness is added instead of multiplied.
 
     Returns:
       [..., 3, H, W] float32 in [0, 1].
@@ -94,11 +105,12 @@ def jitter(
             planes, tf.where(inside(place_hue), hue, 0.0), tf.where(inside(place_saturation), saturation, 1.0)
         )
 
+    adjust = functools.partial(_contrast_or_brightness, contrast=contrast, brightness=brightness, additive=additive)
     planes = tf.unstack(images, axis=-3)
     planes = turn_and_saturate(planes, None, first)
-    planes = _scale(planes, tf.where(contrast_first, contrast, brightness), contrast_first)
+    planes = adjust(planes, contrast_first)
     planes = turn_and_saturate(planes, first, second)
-    planes = _scale(planes, tf.where(contrast_first, brightness, contrast), tf.logical_not(contrast_first))
+    planes = adjust(planes, tf.logical_not(contrast_first))
     planes = turn_and_saturate(planes, second, None)
     return _clip(tf.stack(planes, axis=-3))
 
@@ -110,7 +122,14 @@ def to_gray(images: tf.Tensor) -> tf.Tensor:
 
 
 @random_step("jitter", draws=9)
-def color_jitter(images: tf.Tensor, draws: tf.Tensor, *, strength: float = 1.0, probability: float = 0.8) -> tf.Tensor:
+def color_jitter(
+    images: tf.Tensor,
+    draws: tf.Tensor,
+    *,
+    strength: float = 1.0,
+    probability: float = 0.8,
+    brightness: str = "multiplicative",
+) -> tf.Tensor:
     """Distorts colors at random: `color_jitter(images, seeds, strength=1.0, probability=0.8)`.
 
     Brightness, contrast and saturation are multiplied by factors in [max(1 - 0.8 s, 0), 1 + 0.8 s], hue turns by
@@ -121,19 +140,22 @@ def color_jitter(images: tf.Tensor, draws: tf.Tensor, *, strength: float = 1.0, 
       draws: [..., 9] in [0, 1).
       strength: s, 1 for ImageNet, 0.5 for CIFAR-10.
       probability: with which an image is distorted at all.
+      brightness: "multiplicative", or "additive" as in SimCLR's first version: then up to 0.8 s is added or subtracted.
 
     Returns:
       [..., 3, H, W] float32 in [0, 1].
     """
     low, high, turn = max(1.0 - 0.8 * strength, 0.0), 1.0 + 0.8 * strength, 0.2 * strength
     factors = low + (high - low) * draws[..., 1:4]
+    additive = brightness == "additive"
     distorted = jitter(
         images,
-        brightness=factors[..., 0],
+        brightness=0.8 * strength * (2.0 * draws[..., 1] - 1.0) if additive else factors[..., 0],
         contrast=factors[..., 1],
         saturation=factors[..., 2],
         hue=turn * (2.0 * draws[..., 4] - 1.0),
         places=draws[..., 5:9],
+        additive=additive,
     )
     return choose(draws[..., 0] < probability, distorted, images)
 
