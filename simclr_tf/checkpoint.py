@@ -7,7 +7,8 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from absl import logging
 
@@ -81,6 +82,11 @@ def _readable(folder: str) -> tuple[int | None, list[int]]:
 def exists(workdir: str) -> bool:
     """Whether a workdir has checkpoints, whatever their state."""
     return bool(_steps(os.path.join(workdir, _FOLDER)))
+
+
+def latest_step(workdir: str) -> int | None:
+    """Returns the step of a workdir's newest checkpoint, whatever its state; None where it has none."""
+    return next(iter(_steps(os.path.join(workdir, _FOLDER))), None)
 
 
 def newest(workdir: str) -> str | None:
@@ -214,35 +220,33 @@ def read_architecture(path: str, flag: str) -> dict:
         ) from None
 
 
-def initialize(network: Network, init_from: str, *, required: tuple[str, ...], optional: tuple[str, ...]) -> str:
-    """Takes parts of a network from another run.
+def initialize(
+    items: dict[str, Any], init_from: str, *, required: tuple[str, ...], misfit: Callable[[str, dict], list[str]]
+) -> tuple[set[str], list[str]]:
+    """Takes from another run what fits.
 
     Args:
-      network: receives the values.
+      items: what receives values, by its path in a checkpoint, such as "head" or "memory/queue".
       init_from: a workdir with a checkpoint.
-      required: parts that must be there.
-      optional: parts that are taken when they are there and fit.
+      required: items that must fit.
+      misfit: takes an item's path and the other run's `architecture.json`; returns why the values do not fit.
 
     Returns:
-      A table of what was restored, skipped and missing, by block.
+      The paths of what was taken, and the lines of a table of what was restored, skipped and starts anew, and why.
 
     Raises:
-      UserError: when a required part is missing or of another architecture, naming both sides.
+      UserError: when a required item is missing or of another architecture, naming both sides.
     """
-    description = read_architecture(init_from, "--init_from")["network"]
+    description = read_architecture(init_from, "--init_from")
     path = newest(init_from)
     if path is None:
         raise UserError(f"--init_from={init_from} has no checkpoint; finish that run first, or give another")
-    parts, taken = network.parts(), {}
-    for name in (*required, *optional):
-        if name not in parts:
-            continue
-        unlike = network.mismatch(name, description)
-        if not unlike:
-            taken[name] = parts[name]
-        elif name in required:
+    unlike = {name: misfit(name, description) for name in items}
+    for name in required:
+        if unlike.get(name):
             instead = "; Supervised.head_layer=0 starts from the encoder" if name == "head" else ""
-            raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike)}{instead}")
+            raise UserError(f"the {name} in --init_from={init_from} does not fit: {'; '.join(unlike[name])}{instead}")
+    taken = {name: item for name, item in items.items() if not unlike[name]}
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(path)
         read_matched(taken, path)
@@ -250,29 +254,42 @@ def initialize(network: Network, init_from: str, *, required: tuple[str, ...], o
         raise records.refusal(path, error)(
             f"the checkpoint {path} cannot be read: {first_line(error)}; restore it, or give another"
         ) from None
-    missing = [name for name in parts if name not in taken]
-    return _table(reader.get_variable_to_shape_map(), set(taken), missing)
+    anew = {name: why for name, why in unlike.items() if why}
+    return set(taken), _table(reader.get_variable_to_shape_map(), set(taken), anew)
 
 
-def read_matched(parts: dict[str, tf.Module], path: str) -> None:
-    """Gives every variable of `parts` its value from a checkpoint, or fails; other values there are left alone."""
-    status = tf.train.Checkpoint(**parts).read(path)
+def _tree(items: dict[str, Any]) -> tf.train.Checkpoint:
+    """Returns an object that has each item at its path."""
+    here: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for path, item in items.items():
+        name, _, rest = path.partition("/")
+        if rest:
+            below.setdefault(name, {})[rest] = item
+        else:
+            here[name] = item
+    return tf.train.Checkpoint(**here, **{name: _tree(inside) for name, inside in below.items()})
+
+
+def read_matched(items: dict[str, Any], path: str) -> None:
+    """Gives every variable of `items` (by path) its value from a checkpoint, or fails; leaves other values there."""
+    status = _tree(items).read(path)
     status.assert_existing_objects_matched()
     # All that is wanted was found, so what is left over (the optimizer, other parts) is no news.
     status.expect_partial()
 
 
-def _table(shapes: dict[str, list[int]], taken: set[str], missing: list[str]) -> str:
+def _table(shapes: dict[str, list[int]], taken: set[str], anew: dict[str, list[str]]) -> list[str]:
     counts: Counter = Counter()
     for key in shapes:
-        path = key.split("/")
-        if path[0] in ("_CHECKPOINTABLE_OBJECT_GRAPH", "step", "save_counter"):
+        first, second = [*key.split("/"), ""][:2]
+        if first in ("_CHECKPOINTABLE_OBJECT_GRAPH", "step", "save_counter"):
             continue
-        block = "/".join(path[:2]) if path[0] == "encoder" else path[0]
-        counts[block, "restored" if path[0] in taken else "skipped"] += 1
+        block = f"{first}/{second}" if first in ("encoder", "memory") else first
+        counts[block, "restored" if {first, block} & taken else "skipped"] += 1
     rows = [f"  {block:<24} {what:<9} {count:>5} variables" for (block, what), count in sorted(counts.items())]
-    rows += [f"  {name:<24} missing, starts anew" for name in missing]
-    return "\n".join(rows)
+    rows += [f"  {name:<24} starts anew: {'; '.join(why)}" for name, why in anew.items()]
+    return [*rows, "  learning rate, optimizer and order of images start anew"]
 
 
 def load_network(
@@ -307,8 +324,7 @@ def load_network(
             raise UserError(
                 f"{flag}={workdir} was trained without a memory and has no momentum network; take the online one"
             )
-        averaged = {name: parts.pop(name) for name in memory.PARTS}
-        parts["memory"] = tf.train.Checkpoint(network=tf.train.Checkpoint(**averaged))
+        parts.update({f"memory/network/{name}": parts.pop(name) for name in memory.PARTS})
     try:
         read_matched(parts, path)
     except _UNREADABLE as error:

@@ -15,7 +15,7 @@ from logging import LogRecord, getLogger
 
 from absl import flags, logging
 
-from simclr_tf import preemption
+from simclr_tf import preemption, windows_paths
 from simclr_tf.command_flags import (
     BATCHES,
     DATA_DIR,
@@ -58,6 +58,7 @@ _WITHOUT_WORKDIR = {
 def _check_usage(argv: list[str]) -> Operation:
     if len(argv) > 1:
         raise UsageError(f"what is {argv[1]!r} for? every value belongs to a flag, as in --mode=pretrain")
+    _refuse_windows_paths()
     mode = MODE.value
     if mode is None:
         raise UsageError(f"--mode is missing; choose one of {', '.join(OPERATIONS)}")
@@ -78,6 +79,14 @@ def _check_usage(argv: list[str]) -> Operation:
             raise UsageError(f"--{flag} is missing, which --mode={mode} needs: {described(flag)}")
     _resolve_embedded(OPERATIONS[mode])
     return OPERATIONS[mode]
+
+
+def _refuse_windows_paths() -> None:
+    """Looks at every flag but the gin bindings, which `config` reads."""
+    for flag in flags.FLAGS.flags_by_module_dict()["simclr_tf.command_flags"]:
+        for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+            if isinstance(value, str) and flag.name != GIN_PARAM.name:
+                windows_paths.refuse(value, f"--{flag.name}")
 
 
 def _resolve_embedded(operation: Operation) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import gin
 from gin import config_parser
 
-from simclr_tf import configurables, recipes, records, signatures
+from simclr_tf import configurables, recipes, records, signatures, windows_paths
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.stack import tf
 
@@ -167,6 +167,7 @@ class _Delegate(gin.config.ParserDelegate):
 
 def _statements(text: str, where: str, *, strict: bool, including: tuple[str, ...] | None) -> Iterator[Binding]:
     """Yields the bindings of a file's text (`including` tells how it was reached) or of a single line (None)."""
+    windows_paths.refuse_in_gin(text, where, is_file=including is not None)
     parser = line = None
     try:
         parser = config_parser.ConfigParser(io.StringIO(text), _Delegate())

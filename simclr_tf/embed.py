@@ -35,6 +35,7 @@ def run_embed(
     images_per_part: int = 8192,
     max_bad_images: int = 100,
     precision: str = "float32",
+    bit_depth: int | None = None,
 ) -> dict:
     """Writes the vectors of `place.source`'s images to `place.output`.
 
@@ -51,6 +52,7 @@ def run_embed(
       images_per_part: how many images are computed again at most after a kill.
       max_bad_images: how many unreadable ones are left out before this stops.
       precision: "auto", "float32", "bfloat16" or "float64".
+      bit_depth: like `Data.bit_depth`; None takes the run's.
 
     Returns:
       `rows`, `bad_images` and the vectors' details.
@@ -70,7 +72,10 @@ def run_embed(
         network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
     check_layer(network, layer, "embed")
     size = image_size or network.image_size
-    whole = open_source(place.source, split, place.data_dir)
+    if bit_depth is None:
+        bit_depth = description["data"].get("bit_depth")
+    whole = open_source(place.source, split, place.data_dir, bit_depth=bit_depth)
+    place.remark(whole)
     rows = _order(whole, place.source)
     names = [whole.example_ids[row] for row in rows]
     details = {
@@ -81,6 +86,7 @@ def run_embed(
         "checkpoint": path,
         "network": encoder_fingerprint(network),
         "precision": network.precision,
+        **({} if bit_depth is None else {"bit_depth": bit_depth}),
         "class_names": list(description.get("class_names") or ()) if network.classifier is not None else [],
         "num_examples": len(names),
         "names": hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],

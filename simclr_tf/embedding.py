@@ -33,6 +33,7 @@ class Sample(Source):
         self.rows = np.sort(permutation(0, "report sample", positions, source.num_examples).numpy())
         self.name, self.num_examples = source.name, count
         self.class_names, self.may_fail = source.class_names, source.may_fail
+        self.bit_depth = source.bit_depth
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 
 
+def visible(text: str) -> str:
+    r"""Spells out control characters and what else would break a line, as in a path with a line break in it.
+
+    >>> visible("C:" + chr(10) + "ew")
+    'C:\\new'
+    """
+    broken = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+    return re.sub(broken, lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 class UserError(Exception):
     """A known problem, told in one line: what was wrong, what was found, what to do.
+
+    What a message quotes may hold control characters; they are spelled out.
 
     The command line prints the message alone and exits with `exit_code`. Anything else that is raised is a bug and
     keeps its traceback.
@@ -16,7 +28,7 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, exit_code: int | None = None):
         """Takes the line to print and, where it is not the class's own, the exit code."""
-        super().__init__(message)
+        super().__init__(visible(message))
         # gin hands on what is raised inside a configurable as a stand-in with a longer text, which asks this one for
         # what it does not have itself.
         self.original = self

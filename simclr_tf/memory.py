@@ -13,7 +13,7 @@ import math
 from simclr_tf import collectives, summary
 from simclr_tf.errors import UserError
 from simclr_tf.losses import Keys
-from simclr_tf.models.network import Network
+from simclr_tf.models.network import Network, differences
 from simclr_tf.models.normalization import still_averages
 from simclr_tf.stack import tf
 
@@ -76,6 +76,18 @@ class Memory(tf.Module):
             self.enqueued = tf.Variable(0, dtype=tf.int64, name="enqueued")
         self.network = network
         self.copy(online)
+
+    def items(self) -> dict[str, tf.Module | tf.Variable]:
+        """Returns what another run can bring, by its path in a checkpoint."""
+        return {f"memory/{name}": getattr(self, name) for name in ("network", "queue", "enqueued")}
+
+    def misfit(self, item: str, description: dict) -> list[str]:
+        """Lists why one of `items` cannot take its values from the run whose `architecture.json` is `description`."""
+        there = description.get("memory")
+        if not there:
+            return ["there is no memory there"]
+        unlike = [line for part in PARTS for line in self.network.mismatch(part, description["network"])]
+        return unlike or (differences(there, self.describe()) if item != "memory/network" else [])
 
     def _pairs(self, online: Network) -> list[tuple[tf.Variable, tf.Variable]]:
         """Each variable of the momentum network with the online one that it follows."""

@@ -8,7 +8,6 @@ import numpy as np
 
 from simclr_tf import checkpoint, contact_sheet, embed, knn, records, vectors
 from simclr_tf.data.base import Source
-from simclr_tf.data.decode import decode
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
@@ -89,7 +88,7 @@ def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: dict[str, b
     made = {}
     for query, content in encoded.items():
         try:
-            images = preprocess(tf.constant([content]), details["image_size"])
+            images = preprocess(tf.constant([content]), details["image_size"], details.get("bit_depth"))
         except tf.errors.OpError:
             raise UserError(f"--query={query} cannot be read as an image; give a JPEG, PNG, BMP or GIF file") from None
         made[query] = knn.normalize(compute(images)["vector"].numpy())[0]
@@ -106,14 +105,18 @@ def _draw(
 ) -> None:
     details = found.details
     try:
-        source = open_source(details.get("source", ""), details.get("split", "all"), place.data_dir)
+        source = open_source(
+            details.get("source", ""), details.get("split", "all"), place.data_dir, bit_depth=details.get("bit_depth")
+        )
     except UserError as error:
         print(f"  no contact sheet, since the images are not there any more: {error}")
         return
     place_of = {name: i for i, name in enumerate(source.example_ids)}
     sheet = []
     for query, rows in answers.items():
-        pixels = decode(tf.constant(encoded[query])).numpy() if query in encoded else _pixels(source, place_of, query)
+        pixels = (
+            source.decode(tf.constant(encoded[query])).numpy() if query in encoded else _pixels(source, place_of, query)
+        )
         cells = [contact_sheet.Cell(pixels, os.path.basename(query), (200, 30, 30))]
         for row in rows:
             caption = f"{row['similarity']:.2f} {os.path.basename(row['name'])}"
@@ -132,7 +135,7 @@ def _pixels(source: Source, place_of: dict[str, int], name: str) -> np.ndarray:
             resident = source.resident()
             if resident is not None:
                 return resident.images[place_of[name]]
-            return decode(source.read(tf.constant(place_of[name], tf.int64))[0]).numpy()
+            return source.decode(source.read(tf.constant(place_of[name], tf.int64))[0]).numpy()
         except tf.errors.OpError:
             pass
     return np.full([8, 8, 3], 200, np.uint8)

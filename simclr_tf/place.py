@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from simclr_tf import cluster
+from simclr_tf.data.base import Source
+from simclr_tf.errors import visible
 from simclr_tf.loop import Loop
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.stack import tf
@@ -80,7 +82,12 @@ class Place(NamedTuple):
         """Whether this is the one process of the run that prints and writes."""
         return cluster.role(self.strategy).is_chief
 
+    def remark(self, source: Source) -> None:
+        """Prints what people should know of a source."""
+        for line in source.remarks:
+            self.say(f"  {line}")
+
     def say(self, text: str) -> None:
-        """Prints, in the one process of the run that does."""
+        """Prints a line, in the one process of the run that does."""
         if self.is_chief:
-            print(text, flush=True)
+            print(visible(text), flush=True)

@@ -49,8 +49,9 @@ def run_preview(
     randomness.check_seed("preview.seed", seed)
     place.built()
     source = data.open(data.train_split, place.data_dir)
+    place.remark(source)
     if place.dry_run:
-        print(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
+        place.say(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
         return {}
     if not place.is_chief:
         return {}
@@ -66,5 +67,5 @@ def run_preview(
     picture = views.sheet(found, source.class_names, title=title, cell_pixels=cell_pixels)
     path = os.path.join(place.workdir, FILE)
     records.write_bytes(path, contact_sheet.png(picture))
-    print(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")
+    place.say(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")
     return {"path": path, "examples": found.names}

@@ -94,6 +94,14 @@ def remove_leftovers(workdir: str) -> None:
                     tf.io.gfile.remove(os.path.join(folder, name))
 
 
+def set_aside_result(workdir: str, steps: int) -> None:
+    """Renames the result of a run that goes on after its first length, so that it is not taken for the whole run's."""
+    path = os.path.join(workdir, RESULT)
+    with writing(workdir):
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.rename(path, os.path.join(workdir, f"result.{steps}_steps.json"), overwrite=True)
+
+
 def write_json(path: str, value: Any) -> None:
     """Writes a JSON file, readable by people; see `write_text`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")

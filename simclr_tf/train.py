@@ -176,6 +176,7 @@ def train(
         f"{global_batch_size} ({epochs:g} epochs), {replicas} replica(s), {chosen}"
         + (f" (chosen from precision {precision!r})" if chosen != precision else "")
     )
+    place.remark(examples.source)
     if unlabelled:
         place.say(f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)")
     for name, part in stage.network.parts().items():
@@ -212,7 +213,7 @@ def train(
             keep=keep_checkpoints,
             chief=role.is_chief,
         )
-        _start(place, stage, loop, checkpoints, numbers)
+        _start(place, stage, loop, checkpoints, schedule, numbers)
         done = os.path.join(place.workdir, records.RESULT)
         if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
             place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
@@ -255,34 +256,71 @@ def train(
     return result
 
 
-def _start(place: Place, stage: Stage, loop: Loop, checkpoints: checkpoint.Checkpoints, numbers: Numbers) -> None:
+def _start(
+    place: Place,
+    stage: Stage,
+    loop: Loop,
+    checkpoints: checkpoint.Checkpoints,
+    schedule: WarmupCosine,
+    numbers: Numbers,
+) -> None:
     """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
     chosen = {
         "global_batch_size": numbers.global_batch_size,
         "steps": numbers.steps,
+        "epochs": numbers.epochs,
         "seed": numbers.seed,
         "precision": numbers.precision,
         "num_examples": numbers.num_examples,
     }
     mine = identity.identify(place.settings(), **chosen)
-    identity.check(place.workdir, stage.describe(), mine)
+    before = identity.check(place.workdir, stage.describe(), mine)
     path = checkpoints.resume()
-    if path is not None:
-        place.say(f"  resuming at step {int(loop.step.numpy())} from {path}")
+    is_longer = False
+    from_step = checkpoint.latest_step(place.init_from) if place.init_from is not None else None
+    if path is None:
+        mine["init_from_step"] = from_step
+        table = stage.start(place.init_from)
+        if table:
+            place.say(f"  initialized from {place.init_from}")
+        for line in table:
+            place.say(line)
     else:
-        if place.init_from is not None:
-            required, optional = stage.initial_parts()
-            table = checkpoint.initialize(stage.network, place.init_from, required=required, optional=optional)
-            place.say(f"  initialized from {place.init_from}\n{table}")
-        stage.after_initialize()
+        step = int(loop.step.numpy())
+        place.say(f"  resuming at step {step} from {path}")
+        is_longer = identity.lengthen(mine, before, step)
+        _check_origin(place, before, from_step, is_longer=is_longer)
+        mine["init_from_step"] = before.get("init_from_step")
+        for length in mine.get("earlier_lengths", ()):
+            schedule.shorter_until(length["until_step"], epochs=length["epochs"], num_steps=length["steps"])
+        if is_longer:
+            place.say(
+                f"  the run grows from {before['steps']} steps to {numbers.steps}: from step {step} on its learning "
+                f"rate is that of a run of {numbers.steps}"
+            )
     check_same_step(place.strategy, int(loop.step.numpy()))
     if not cluster.role(place.strategy).is_chief:
         return
     records.remove_leftovers(place.workdir)
     is_named = tf.io.gfile.exists(os.path.join(place.workdir, identity.RUN))
     place.accepted(path is None and not is_named)
-    if path is None or not is_named:
+    if is_longer:
+        records.set_aside_result(place.workdir, before["steps"])
+    if path is None or not is_named or is_longer:
         identity.save(place.workdir, mine)
     records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
     for name, text in stage.files().items():
         records.write_text(os.path.join(place.workdir, name), text)
+
+
+def _check_origin(place: Place, before: dict, from_step: int | None, *, is_longer: bool) -> None:
+    """Tells where `--init_from` has been trained further since a run started from it; refuses to lengthen that run."""
+    then = before.get("init_from_step")
+    if None in (then, from_step) or then == from_step:
+        return
+    told = f"this run started from step {then} of --init_from={place.init_from}, which is at step {from_step} by now"
+    if is_longer:
+        raise UserError(
+            f"{told}; use a new --workdir to start from there, or the run's own length to leave it as it is"
+        )
+    place.say(f"  {told}; a new --workdir would start from there")

@@ -89,12 +89,12 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     records.write_json(os.path.join(place.workdir, "eval.json"), report)
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
-    print(
+    place.say(
         f"eval: top-1 {100 * report['top_1']:.2f}%{top_5}, calibration error {100 * error:.2f}% of "
         f"{report['examples']} images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
     )
     for name, accuracy in report["per_class"].items():
-        print(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
+        place.say(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
     return report
 
 

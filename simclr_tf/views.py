@@ -16,7 +16,6 @@ from simclr_tf.data.augment import Augment, random_flip, unit_images
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
-from simclr_tf.data.decode import decode
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.data.prepare import one_crop, two_crops
 from simclr_tf.stack import tf
@@ -51,7 +50,7 @@ def original(source: Source, index: int) -> np.ndarray:
     resident = source.resident()
     if resident is not None:
         return resident.images[index]
-    return decode(source.read(tf.constant(index, tf.int64))[0]).numpy()
+    return source.decode(source.read(tf.constant(index, tf.int64))[0]).numpy()
 
 
 def alone(augment: Augment) -> dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:

@@ -73,6 +73,17 @@ WRONG = [
     (["--mode=eval", "--workdir={tmp}"], 1, "it has no architecture.json"),
     (["--mode=linear_eval", "--workdir={tmp}/w", "--init_from={tmp}/none"], 1, "--init_from="),
     (["--mode=finetune", "--workdir={tmp}/w", "--init_from={tmp}"], 1, "it has no architecture.json"),
+    # Paths of Windows.
+    ([*RUN[:1], r"--workdir=C:\Users\me\runs"], 1, r"--workdir is C:\Users\me\runs, which is how Windows"),
+    ([*RUN, r"--data_dir=\\nas\pictures"], 1, r"mount -t drvfs '\\nas\pictures' /mnt/pictures"),
+    ([*RUN, r"--gin_file=d:/my.gin"], 1, "in WSL it is /mnt/d/my.gin"),
+    ([*RUN, r"--gin_param=Data.source='folder:C:\new\Users'"], 1,
+     r"--gin_param: Data.source is folder:C:\new\Users, which is how Windows spells a path; in WSL it is f"),
+    ([*RUN, "--gin_param=Data.source='folder:C:/Users'"], 1, "in WSL it is folder:/mnt/c/Users"),
+    ([*RUN, r"--gin_param=Data.source=folder:C:\Users"], 1, "in WSL it is folder:/mnt/c/Users"),
+    ([*RUN, r"--gin_param=Data.source='folder:old\new'"], 1, r"folder:old\new is not there"),
+    ([*RUN, "--gin_param=Data.source='folder:{tmp}/a\x1b[31m'"], 1, r"/a\x1b[31m is not there"),
+    ([*RUN, r"--gin_param=Data.source='folder:old\\dogs'"], 1, r"did you mean folder:old/dogs?"),
     # Data.
     ([*RUN, "--gin_param=Data.source='folder:{tmp}/none'"], 1, "is not there"),
     ([*RUN, "--gin_param=Data.source='folder:{tmp}'"], 1, "has no JPEG, PNG"),

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from simclr_tf import views
 from simclr_tf.data import decode as module
 from simclr_tf.data.base import reason
+from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import decode, png_header, try_decode
+from simclr_tf.data.pipeline import eval_dataset, train_dataset
+from simclr_tf.data.prepare import central
+from simclr_tf.data.sources import open_source
+from simclr_tf.data.subset import Subset
+from simclr_tf.errors import UserError
+from simclr_tf.export.module import preprocess
 from simclr_tf.stack import tf
 
 Image = pytest.importorskip("PIL.Image")
+XRAY = Path(__file__).parents[2] / "shared" / "cases" / "xray12"
 
 
 def smooth(height=40, width=56, channels=3) -> np.ndarray:
@@ -195,3 +207,71 @@ def test_a_read_that_fails_is_no_bad_image_where_it_may_succeed_tomorrow():
     assert [bool(next(tried)[2]) for _ in range(2)] == [True, False]
     with pytest.raises(tf.errors.InvalidArgumentError, match="the bucket is away"):
         next(tried)
+
+
+# --- 16-bit files that hold fewer bits -------------------------------------------------------------------------------
+
+
+def deep(largest: int, side: int = 24, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).integers(0, largest + 1, (side, side))
+    values[0, 0] = largest
+    return values.astype(np.uint16)
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 15, 16])
+def test_samples_of_fewer_bits_are_scaled(depth):
+    values = deep(min(2**depth + 99, 65535))  # Noise above the range is clipped.
+    largest = 2**depth - 1
+    expected = np.rint(np.minimum(values, largest) * 255.0 / largest)[..., None]
+    encoded = save(Image.fromarray(values), "PNG")
+    np.testing.assert_array_equal(decode(tf.constant(encoded), depth), np.repeat(expected, 3, axis=-1))
+    for other in (save(picture("RGB"), "PNG"), save(picture("L"), "JPEG"), save(picture("P"), "PNG")):
+        np.testing.assert_array_equal(decode(tf.constant(other), depth), decode(tf.constant(other)))
+
+
+def xray(folder, largest=4095, count=12, side=24):
+    for i in range(count):
+        os.makedirs(folder / "ab"[i % 2], exist_ok=True)
+        Image.fromarray(deep(largest, side, i)).save(folder / "ab"[i % 2] / f"{i}.PNG")
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize(("largest", "depth"), [(255, 8), (900, 10), (4000, 12), (16383, 14), (30000, None)])
+def test_dark_files_are_noticed_and_told(tmp_path, largest, depth):
+    remarks = [line for line in open_source(xray(tmp_path, largest), "all").remarks if "16-bit" in line]
+    assert len(remarks) == (depth is not None)
+    if depth:
+        assert f"end at {largest} " in remarks[0] and f"Data.bit_depth={depth} for values" in remarks[0]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_bytes(encoded_start := save(Image.fromarray(deep(9)), "PNG")[:30])
+    assert len(encoded_start) == 30 and open_source(f"folder:{tmp_path}/broken", "all").remarks == ()
+
+
+@pytest.mark.parametrize("side", [24, 300])  # In memory, or read when they are asked for.
+def test_a_bit_depth_holds_wherever_images_are_decoded(tmp_path, side):
+    source = Data(xray(tmp_path, side=side), image_size=8, bit_depth=12).open("all")
+    assert not source.remarks
+    whole = Subset(source, np.arange(12), "all of it")
+    settings = {"global_batch_size": 4, "per_replica_batch_size": 4, "seed": 0, "num_steps": 1}
+    batch = next(iter(train_dataset(whole, central(8), **settings)))
+    measured = next(iter(eval_dataset(whole, central(8), batch_size=12, per_replica_batch_size=12)))
+    encoded = [source.read(tf.constant(i, tf.int64))[0] for i in range(12)]
+    served = (preprocess(tf.stack(encoded), 8, 12).numpy() * 255).round()
+    np.testing.assert_allclose(measured["image"], served, atol=1)
+    np.testing.assert_allclose(batch["image"], served[batch["index"].numpy()], atol=1)
+    np.testing.assert_array_equal(views.original(whole, 3), decode(encoded[3], 12))
+    assert 100 < served.mean() < 150 and preprocess(tf.stack(encoded), 8).numpy().max() < 0.1
+
+
+@pytest.mark.skipif(not XRAY.exists(), reason="needs ../shared")
+def test_shared_xrays_become_visible():
+    remark = open_source(f"folder:{XRAY}", "all").remarks[-1]
+    depth = int(re.search(r"bit_depth=(\d+)", remark)[1])
+    source = Data(f"folder:{XRAY}", bit_depth=depth).open("all")
+    assert depth == 12 and source.resident().images.mean() > 30
+
+
+@pytest.mark.parametrize("depth", [7, 17, "12", 12.5, True])
+def test_impossible_bit_depths_are_refused(depth):
+    with pytest.raises(UserError, match="Data.bit_depth is "):
+        Data(bit_depth=depth)

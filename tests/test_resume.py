@@ -39,19 +39,23 @@ def data(train_split: str = "train[:48]") -> Data:
     return Data(train_split=train_split, eval_split="test[:16]", image_size=16)
 
 
+def make(*, depth=10, images=None, queue_size=40, output_dim=8, precision="float32", data_dir=None) -> Pretrain:
+    return Pretrain(
+        data=images or data(),
+        augment=Augment(blur_probability=0.0, color_strength=0.0, gray_probability=0.0),
+        make_encoder=lambda **kw: ResNet(depth, 0.0625, stem="cifar", **kw),
+        make_head=lambda **kw: ProjectionHead(num_layers=1, output_dim=output_dim, **kw),
+        make_memory=lambda online: Memory(online, queue_size=queue_size, decay=0.9),
+        precision=precision,
+        data_dir=data_dir,
+    )
+
+
 def run(workdir, *, depth=10, images=None, place=None, **changes) -> dict:
     """A pretraining run with a memory, in this process."""
 
     def make_stage(precision, data_dir):
-        return Pretrain(
-            data=images or data(),
-            augment=Augment(blur_probability=0.0, color_strength=0.0, gray_probability=0.0),
-            make_encoder=lambda **kw: ResNet(depth, 0.0625, stem="cifar", **kw),
-            make_head=lambda **kw: ProjectionHead(num_layers=1, output_dim=8, **kw),
-            make_memory=lambda online: Memory(online, queue_size=40, decay=0.9),
-            precision=precision,
-            data_dir=data_dir,
-        )
+        return make(depth=depth, images=images, precision=precision, data_dir=data_dir)
 
     settings = {"global_batch_size": 16, "steps": STEPS, "seed": 1, "precision": "float32", "checkpoint_every_steps": 3}
     settings["board_images"] = 0
@@ -195,7 +199,10 @@ def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"steps": 12, "seed": 2, "global_batch_size": 24}, ["steps is 9 there, 12 here", "seed is 1", "is 16 there"]),
+        (
+            {"steps": 6, "seed": 2, "global_batch_size": 24},
+            ["steps is 9 there, 6 here (a run may grow", "seed is 1", "is 16 there"],
+        ),
         ({"depth": 18}, ["encoder's depth is 10 there, 18 here"]),
         ({"images": data("train[:64]")}, ["num_examples is 48 there, 64 here"]),
     ],
@@ -208,6 +215,83 @@ def test_another_run_is_refused_by_name(whole, tmp_path, changes, named):
     assert all(name in str(refused.value) for name in named)
     assert "\n" not in str(refused.value)
     assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.slow
+def test_a_run_that_grows_is_exact_however_it_is_interrupted(whole, tmp_path):
+    straight, broken = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("straight", "broken"))
+    run(straight, steps=15)
+    with pytest.raises(StartAgain, match="saved at step 10 of 15"):
+        run(broken, steps=15, place={"stepped": lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    for step in (9, 10):  # What is left is from before the run grew.
+        (broken / "checkpoints" / f"step-{step}.index").unlink()
+    run(broken, steps=15)
+    assert_same_end(broken, straight)
+    assert read(straight, "result.9_steps.json") == read(whole, records.RESULT)
+    assert json.loads(read(straight, identity.RUN))["earlier_lengths"] == [{"until_step": 9, "steps": 9, "epochs": 3.0}]
+    rates = [json.loads(line)["learning_rate"] for line in read(straight, records.METRICS).splitlines()]
+    assert rates[:9] == [json.loads(line)["learning_rate"] for line in read(whole, records.METRICS).splitlines()]
+    assert rates[9] > 3 * rates[8] and rates[14] == min(rates[9:])
+
+
+def test_a_run_knows_its_earlier_lengths():
+    facts = {"global_batch_size": 16, "num_examples": 48}
+    first, second, third = ({**facts, "steps": steps} for steps in (9, 15, 30))
+    assert not identity.lengthen({**first}, first, 6)
+    assert identity.lengthen(second, first, 9)
+    assert identity.lengthen(third, second, 12)
+    assert [(e["until_step"], e["steps"], e["epochs"]) for e in third["earlier_lengths"]] == [
+        (9, 9, 3.0),
+        (12, 15, 5.0),
+    ]
+    again, longer = {**facts, "steps": 30}, {**facts, "steps": 40}
+    assert not identity.lengthen(again, third, 6) and again["earlier_lengths"] == third["earlier_lengths"]
+    assert identity.lengthen(longer, third, 6)
+    assert [e["until_step"] for e in longer["earlier_lengths"]] == [6, 6, 6]
+
+
+def held(stage) -> dict[str, list[bytes]]:
+    """Each item that another run can bring, as the bytes of its variables."""
+    items = stage.initial_items().items()
+    return {name: [v.numpy().tobytes() for v in getattr(item, "variables", [item])] for name, item in items}
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({}, {}),
+        (
+            {"queue_size": 50},
+            {"memory/queue": "queue_size is 40 there, 50 here", "memory/enqueued": "queue_size is 40"},
+        ),
+        (
+            {"output_dim": 16},
+            dict.fromkeys(
+                ["head", *(f"memory/{name}" for name in ("network", "queue", "enqueued"))], "output_dim is 8 there, 16"
+            ),
+        ),
+    ],
+)
+def test_pretraining_takes_all_that_fits_from_another_run(whole, changes, anew):
+    stage, other = make(**changes), make()
+    checkpoint.read_matched(other.checkpoint_items(), checkpoint.newest(str(whole)))
+    table = stage.start(str(whole))
+    for name, why in anew.items():
+        assert any(line.split()[0] == name and f"starts anew: {why}" in line for line in table)
+    wanted, found = held(other), held(stage)
+    assert {name for name in found if found[name] == wanted[name]} == set(found) - set(anew)
+    if "memory/network" in anew:
+        assert found["memory/network"] == found["encoder"] + found["head"]
+
+
+def test_a_probe_of_other_classes_starts_anew(whole):
+    stage = make()
+    description = checkpoint.read_architecture(str(whole), "--init_from")
+    assert stage.misfit("classifier", description) == []
+    renamed = {**description, "class_names": ["zebra", *description["class_names"][1:]]}
+    assert stage.misfit("classifier", renamed) == ["class 'zebra' there is 'airplane' here"]
+    assert stage.misfit("encoder", renamed) == []
+    assert stage.misfit("memory/queue", {**description, "memory": None}) == ["there is no memory there"]
 
 
 def test_any_setting_that_changes_a_step_is_compared(whole, tmp_path):

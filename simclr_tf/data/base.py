@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.decode import decode, plain, png_header, try_decode
+from simclr_tf.data.decode import decode, plain, png_header, png_pixels, try_decode
 from simclr_tf.stack import tf
 
 # Decoded images of one size that fit in this many bytes are decoded once and kept.
@@ -43,6 +44,7 @@ class Source:
       remote: whether images lie where a read may fail today and not tomorrow, as in a bucket.
       splits: name -> number of examples, of the whole data set.
       remarks: what people should know of how the data set was read, such as what was passed over.
+      bit_depth: how many bits of 16-bit samples are in use, None for all; see `decode.png_pixels`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Source:
     partly_labelled: bool = False
     remote: bool = False
     splits: Mapping[str, int] = MappingProxyType({})
+    bit_depth: int | None = None
     remarks: Sequence[str] = ()
 
     @property
@@ -92,10 +95,14 @@ class Source:
         """
         raise NotImplementedError
 
+    def decode(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Decodes an image file as this source's are to be: scalar string -> [H, W, 3] uint8."""
+        return decode(encoded, self.bit_depth)
+
     def why_unreadable(self, index: int) -> str:
         """Returns why an example cannot be read, in a few words."""
         try:
-            decode(self.read(tf.constant(index, tf.int64))[0])
+            self.decode(self.read(tf.constant(index, tf.int64))[0])
         except tf.errors.OpError as error:
             return reason(error)
         return "it can be read by now"
@@ -117,24 +124,24 @@ def load(source: Source, height: int, width: int, *, in_order: tf.data.Dataset |
     if in_order is None:
         in_order = indices.map(plain(source.read), num_parallel_calls=tf.data.AUTOTUNE)
     try:
-        return _quick(in_order, source.num_examples, height, width)
+        return _quick(in_order, source, height, width)
     except tf.errors.DataLossError:
         raise
     except tf.errors.OpError:  # Not all are sound PNG files of this size: look at each.
         return _careful(source, height, width)
 
 
-def _quick(examples: tf.data.Dataset, count: int, height: int, width: int) -> Resident:
+def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -> Resident:
     """Decodes PNG files of one size, which is checked before; fails for anything else."""
     # A data set's overhead for an element is that of decoding a small image: many at a time.
-    together = 32
+    together, count = 32, source.num_examples
     head = tf.constant(png_header(height, width))
 
     def decode_all(encoded: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         same = tf.reduce_all(tf.equal(tf.strings.substr(encoded, 0, len(png_header(height, width))), head))
         tf.debugging.assert_equal(same, True, "no PNG file of the expected size")
         with tf.control_dependencies([same]):
-            images = [tf.io.decode_png(one, channels=3) for one in tf.unstack(encoded)]
+            images = [png_pixels(one, source.bit_depth) for one in tf.unstack(encoded)]
         return tf.ensure_shape(tf.stack(images), [together, height, width, 3]), labels
 
     padded = examples.concatenate(examples.repeat().take(-count % together)).batch(together, drop_remainder=True)
@@ -151,7 +158,8 @@ def _careful(source: Source, height: int, width: int) -> Resident | None:
     images = np.zeros([count, height, width, 3], np.uint8)
     labels, readable = np.full(count, -1, np.int32), np.zeros(count, bool)
     examples = tf.data.Dataset.range(count)
-    for i, (image, label, sound) in enumerate(_parallel(examples, lambda index: try_decode(source.read, index))):
+    attempt = functools.partial(try_decode, source.read, bit_depth=source.bit_depth)
+    for i, (image, label, sound) in enumerate(_parallel(examples, attempt)):
         if sound:
             if image.shape != images.shape[1:]:
                 return None

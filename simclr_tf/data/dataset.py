@@ -25,6 +25,7 @@ class Data:
         label_list: str | None = None,
         subset_seed: int = 0,
         download: bool = False,
+        bit_depth: int | None = None,
     ):
         """Names the data; nothing is read yet.
 
@@ -40,6 +41,8 @@ class Data:
           label_list: a text file that names the labelled images, one a line: files' paths or names, or ids.
           subset_seed: decides which images a fraction or number takes. Smaller subsets lie in larger ones.
           download: whether tensorflow-datasets may download what is not prepared.
+          bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16, such as 12 for values
+            from 0 to 4095; None for all 16. Other files are read as they say.
         """
         if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8:
             raise UserError(f"Data.image_size is {image_size!r}; use a whole number of pixels, at least 8")
@@ -49,15 +52,20 @@ class Data:
             raise UserError(f"Data.subset_seed is {subset_seed!r}; use a whole number")
         if not isinstance(download, bool):
             raise UserError(f"Data.download is {download!r}; use True or False")
+        if bit_depth is not None and (type(bit_depth) is not int or bit_depth not in range(8, 17)):
+            raise UserError(
+                f"Data.bit_depth is {bit_depth!r}; use a whole number from 8 to 16, such as 12 for values from 0 to "
+                "4095, or None for all 16 bits"
+            )
         _check_subset(label_fraction, labels_per_class, label_list)
         self.source, self.train_split, self.eval_split = source, train_split, eval_split
         self.image_size, self.max_bad_images = image_size, max_bad_images
         self.label_fraction, self.labels_per_class, self.label_list = label_fraction, labels_per_class, label_list
-        self.subset_seed, self.download = subset_seed, download
+        self.subset_seed, self.download, self.bit_depth = subset_seed, download, bit_depth
 
     def open(self, split: str, data_dir: str | None = None) -> Source:
         """Opens a split; see `simclr_tf.data.sources.open_source`."""
-        return open_source(self.source, split, data_dir, download=self.download)
+        return open_source(self.source, split, data_dir, download=self.download, bit_depth=self.bit_depth)
 
     def open_labelled(self, data_dir: str | None = None) -> Source:
         """Opens the training split for training with labels: its labelled subset, or where none is asked for all that
@@ -105,6 +113,7 @@ class Data:
             "label_list": self.label_list,
             "subset_seed": self.subset_seed,
             "download": self.download,
+            "bit_depth": self.bit_depth,
         }
 
 

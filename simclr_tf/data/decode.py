@@ -5,6 +5,7 @@ Sizes are read from the header and checked before anything is decoded, so that a
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 READS_WEBP = hasattr(tf.io, "decode_webp")
 
 _HEADER = 54  # Bytes; a BMP file's.
+_PNG_DEPTH = 24  # Where a PNG file says how many bits a sample has.
+DEEP_START = _PNG_DEPTH + 1
 _SIGNATURES = (
     ("JPEG", ((0, b"\xff\xd8\xff"),)),
     ("PNG", ((0, b"\x89PNG\r\n\x1a\n"),)),
@@ -70,10 +73,37 @@ def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(_require_size(encoded, shape[0], shape[1]), channels=3)
 
 
-def _png(encoded: tf.Tensor) -> tf.Tensor:
+def _png(encoded: tf.Tensor, bit_depth: int | None) -> tf.Tensor:
     header = _bytes(encoded, 0, 24)
     height, width = _number(header[20:24], big_endian=True), _number(header[16:20], big_endian=True)
-    return tf.io.decode_png(_require_size(encoded, height, width), channels=3)
+    return png_pixels(_require_size(encoded, height, width), bit_depth)
+
+
+def png_pixels(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
+    """Decodes a PNG file of sensible size into RGB.
+
+    Args:
+      encoded: scalar string.
+      bit_depth: how many bits of the samples of 16-bit files are in use; None for all of them.
+
+    Returns:
+      [H, W, 3] uint8; 16-bit samples are scaled so that the largest number of `bit_depth` bits is 255.
+    """
+    if bit_depth is None:
+        return tf.io.decode_png(encoded, channels=3)
+    largest = 2**bit_depth - 1
+
+    def deep() -> tf.Tensor:
+        samples = tf.cast(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16), tf.int32)
+        return tf.cast((tf.minimum(samples, largest) * 255 + largest // 2) // largest, tf.uint8)
+
+    is_deep = tf.equal(tf.strings.substr(encoded, _PNG_DEPTH, 1), b"\x10")
+    return tf.cond(is_deep, deep, lambda: tf.io.decode_png(encoded, channels=3))
+
+
+def has_deep_samples(start: bytes) -> bool:
+    """Whether a file that begins so, with `DEEP_START` bytes at least, is a PNG of 16 bits a sample."""
+    return start.startswith(_SIGNATURES[1][1][0][1]) and start[_PNG_DEPTH:DEEP_START] == b"\x10"
 
 
 def png_header(height: int, width: int) -> bytes:
@@ -154,7 +184,7 @@ def _unknown(encoded: tf.Tensor) -> tf.Tensor:
     return _refuse(encoded, "it is no JPEG, PNG, BMP, GIF or WebP image")
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
+def decode(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
     """Decodes a JPEG (CMYK included), PNG (16 bits included), BMP, GIF (its first frame) or, where TensorFlow can,
     WebP.
 
@@ -162,6 +192,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
     Args:
       encoded: scalar string.
+      bit_depth: see `png_pixels`.
 
     Returns:
       [H, W, 3] uint8.
@@ -169,7 +200,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     Raises:
       tf.errors.InvalidArgumentError: for what is no image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
-    branches = [_jpeg, _png, _bmp, _gif, _webp, _unknown]
+    png = functools.partial(_png, bit_depth=bit_depth)
+    branches = [_jpeg, png, _bmp, _gif, _webp, _unknown]
 
     def branch(function):
         def call() -> tf.Tensor:
@@ -189,7 +221,11 @@ def plain(function: Callable) -> Callable:
 
 
 def try_decode(
-    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], index: tf.Tensor, *, read_may_fail: bool = True
+    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    index: tf.Tensor,
+    *,
+    bit_depth: int | None = None,
+    read_may_fail: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Reads and decodes one example, and goes on where that fails.
 
@@ -199,6 +235,7 @@ def try_decode(
     Args:
       read: takes a number and returns the encoded image and its label.
       index: scalar int64.
+      bit_depth: see `png_pixels`.
       read_may_fail: whether what cannot be read is gone on from, too; else only what cannot be decoded.
 
     Returns:
@@ -206,7 +243,7 @@ def try_decode(
     """
 
     def attempt(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return decode(encoded), tf.ensure_shape(label, []), tf.constant(True)
+        return decode(encoded, bit_depth), tf.ensure_shape(label, []), tf.constant(True)
 
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
     if read_may_fail:

@@ -166,7 +166,8 @@ def _resolve(path: str, data_dir: str | None) -> str:
             else " (relative to the working directory; see --data_dir)"
         )
     )
-    raise UserError(f"folder:{path} is not there{relative}; give a folder of pictures")
+    advice = f"did you mean folder:{path.replace(chr(92), '/')}?" if "\\" in path else "give a folder of pictures"
+    raise UserError(f"folder:{path} is not there{relative}; {advice}")
 
 
 class FolderSource(Source):
@@ -253,7 +254,7 @@ class FolderSource(Source):
     def resident(self) -> Resident | None:
         """See `Source`."""
         for i in range(min(8, self.num_examples)):
-            image, _, sound = try_decode(self.read, tf.constant(i, tf.int64))
+            image, _, sound = try_decode(self.read, tf.constant(i, tf.int64), bit_depth=self.bit_depth)
             if sound:
                 height, width = image.shape[:2]
                 small = max(height, width) <= _LARGEST_RESIDENT_SIDE

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from simclr_tf.data.bad_images import BadImages, IgnoredImages
 from simclr_tf.data.base import Source
-from simclr_tf.data.decode import decode, plain, try_decode
+from simclr_tf.data.decode import plain, try_decode
 from simclr_tf.data.order import permutation, replacement
 from simclr_tf.data.prepare import Prepare
 from simclr_tf.randomness import example_seed, stream
@@ -246,9 +246,9 @@ def _reader(
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if bad_images is not None:
             # A network that is away for a while makes no image a bad one.
-            return try_decode(source.read, index, read_may_fail=not source.remote)
+            return try_decode(source.read, index, bit_depth=source.bit_depth, read_may_fail=not source.remote)
         encoded, label = source.read(index)
-        return decode(encoded), label, tf.constant(True)
+        return source.decode(encoded), label, tf.constant(True)
 
     # Called in two places and traced once.
     read = tf.function(read, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from simclr_tf.data import described
+from simclr_tf import windows_paths
+from simclr_tf.data import deep_samples, described
 from simclr_tf.data.base import Source
 from simclr_tf.errors import UserError
 
@@ -35,7 +36,9 @@ _KINDS: dict[str, Callable[[str, str, str | None, bool], Source]] = {
 }
 
 
-def open_source(spec: str, split: str, data_dir: str | None = None, *, download: bool = False) -> Source:
+def open_source(
+    spec: str, split: str, data_dir: str | None = None, *, download: bool = False, bit_depth: int | None = None
+) -> Source:
     """Opens a split of a data set. Images are read when a pipeline asks for them.
 
     Args:
@@ -43,10 +46,13 @@ def open_source(spec: str, split: str, data_dir: str | None = None, *, download:
       split: "train", "test[:50%]", "train+test" and so on.
       data_dir: where tensorflow-datasets keeps its data; what relative folders are relative to.
       download: whether tensorflow-datasets may download what is not there.
+      bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16; None for all.
 
     Raises:
       UserError: one line, where the data cannot be had.
     """
+    if isinstance(spec, str):
+        windows_paths.refuse(spec, "Data.source")
     if not isinstance(spec, str) or ":" not in spec:
         raise UserError(
             f"Data.source is {spec!r}; write embedded:NAME, tfds:NAME or folder:PATH, such as embedded:cifar10_mini"
@@ -61,9 +67,13 @@ def open_source(spec: str, split: str, data_dir: str | None = None, *, download:
     if not isinstance(split, str) or not split.strip():
         raise UserError(f"the split of {spec} is {split!r}; use a name such as 'train' or 'train[:90%]'")
     try:
-        return _KINDS[kind](rest, split, data_dir, download)
+        source = _KINDS[kind](rest, split, data_dir, download)
     except UserError:
         numbers = described.stand_in(kind, rest, split)
         if numbers is None:
             raise
         return numbers
+    source.bit_depth = bit_depth
+    if bit_depth is None and kind == "folder":
+        source.remarks = (*source.remarks, *deep_samples.remarks(source))
+    return source

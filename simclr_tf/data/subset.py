@@ -31,7 +31,7 @@ class Subset(Source):
         self._source, self._rows = source, np.asarray(rows, np.int64)
         self.name, self.num_examples = name, len(rows)
         self.class_names, self.may_fail, self.remote = source.class_names, source.may_fail, source.remote
-        self.splits, self.remarks = source.splits, source.remarks
+        self.splits, self.remarks, self.bit_depth = source.splits, source.remarks, source.bit_depth
 
     @property
     def labels(self) -> np.ndarray | None:

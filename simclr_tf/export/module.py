@@ -98,7 +98,9 @@ def _needed(network: Network, kind: str, layer: str) -> list[tf.Module]:
     return [*parts, network.classifier] if kind == CLASSIFIER else parts
 
 
-def signatures(module: Reusable, kind: str, image_size: int) -> dict[str, tf.types.experimental.ConcreteFunction]:
+def signatures(
+    module: Reusable, kind: str, image_size: int, bit_depth: int | None = None
+) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Returns the signatures to save with a module.
 
     `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]; `serving_bytes` takes `image_bytes`, [B] strings,
@@ -118,7 +120,7 @@ def signatures(module: Reusable, kind: str, image_size: int) -> dict[str, tf.typ
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serving_bytes(image_bytes):
-        return named(preprocess(image_bytes, image_size))
+        return named(preprocess(image_bytes, image_size, bit_depth))
 
     return {
         "serving_default": serving_default.get_concrete_function(),
@@ -126,12 +128,13 @@ def signatures(module: Reusable, kind: str, image_size: int) -> dict[str, tf.typ
     }
 
 
-def preprocess(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+def preprocess(image_bytes: tf.Tensor, image_size: int, bit_depth: int | None = None) -> tf.Tensor:
     """Decodes image files and brings them to what evaluation shows a network.
 
     Args:
       image_bytes: [B] strings.
       image_size: in pixels.
+      bit_depth: see `decode.png_pixels`.
 
     Returns:
       [B, image_size, image_size, 3] float32 in [0, 1].
@@ -139,15 +142,15 @@ def preprocess(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
     prepare = central(image_size)
 
     def one(encoded: tf.Tensor) -> tf.Tensor:
-        crop = prepare(decode(encoded), tf.zeros([2], tf.int32))["image"]
+        crop = prepare(decode(encoded, bit_depth), tf.zeros([2], tf.int32))["image"]
         return tf.ensure_shape(crop, [image_size, image_size, 3])
 
     return unit_images(tf.map_fn(one, image_bytes, fn_output_signature=tf.uint8))
 
 
-def write(module: Reusable, kind: str, image_size: int, folder: str) -> None:
+def write(module: Reusable, kind: str, image_size: int, folder: str, bit_depth: int | None = None) -> None:
     """Saves a module with its signatures."""
-    tf.saved_model.save(module, folder, signatures=signatures(module, kind, image_size))
+    tf.saved_model.save(module, folder, signatures=signatures(module, kind, image_size, bit_depth))
 
 
 def asset(folder: str, name: str) -> str:

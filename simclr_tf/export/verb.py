@@ -130,9 +130,8 @@ def _take_momentum(network: Network, path: str, workdir: str) -> None:
         raise UserError(
             f"export.weights is 'momentum', but --workdir={workdir} was trained without a memory; use 'trained'"
         )
-    parts = {name: part for name, part in network.parts().items() if name != "classifier"}
-    averaged = tf.train.Checkpoint(network=tf.train.Checkpoint(**parts))
-    checkpoint.read_matched({"memory": averaged}, path)
+    parts = {f"memory/network/{name}": part for name, part in network.parts().items() if name != "classifier"}
+    checkpoint.read_matched(parts, path)
     network.classifier = None
 
 
@@ -154,6 +153,7 @@ def _details(
         "network": network.describe(),
         "fingerprint": checkpoint.fingerprint(v for part in network.parts().values() for v in part.variables)[:16],
         "image_size": size,
+        "bit_depth": description["data"].get("bit_depth"),
         "class_names": names if kind == CLASSIFIER else [],
         "preprocessing": {
             "decoded": "RGB, 8 bits a channel",
@@ -174,7 +174,7 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
     found = versions.read_details(final, os.path.join("assets", DETAILS))
     if found is None or not tf.io.gfile.exists(os.path.join(final, versions.MARKER)):
         raise UserError(f"{final} exists and was not written by this verb; give another --output, or move it away")
-    same = ("kind", "step", "layer", "network", "image_size", "weights", "class_names")
+    same = ("kind", "step", "layer", "network", "image_size", "weights", "class_names", "bit_depth")
     missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, _FILES[name]))]
     unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
     unlike += [f"no {name}" for name in missing]
@@ -232,7 +232,7 @@ def _export_one(
                 with open(os.path.join(temporary, name), "w", encoding="utf-8") as file:
                     file.write(text)
             module = make_module(network, kind, layer, {name: os.path.join(temporary, name) for name in files})
-            write(module, kind, details["image_size"], folder)
+            write(module, kind, details["image_size"], folder, details["bit_depth"])
         expected = {"call": next(iter(named.values()))}
         for signature in ("serving_default", "serving_bytes"):
             expected.update({f"{signature}/{name}": value for name, value in named.items()})

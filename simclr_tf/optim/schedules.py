@@ -53,6 +53,7 @@ class WarmupCosine:
             raise UserError(f"WarmupCosine.warmup_fraction is {warmup_fraction!r}; use a number from 0 to 1")
         self._base, self._scaling = base_learning_rate, scaling
         self._warmup_epochs, self._warmup_fraction = warmup_epochs, warmup_fraction
+        self._earlier: list[tuple[int, int, int]] = []
         self.configured = False
 
     def configure(self, *, num_examples: int, epochs: float, global_batch_size: int, num_steps: int) -> None:
@@ -64,18 +65,40 @@ class WarmupCosine:
           global_batch_size: images per step over all replicas.
           num_steps: of the run; the rate reaches 0 with its last one.
         """
-        warmup_epochs = self._warmup_epochs or (self._warmup_fraction or 0.0) * epochs
+        self._num_examples, self._global_batch_size = num_examples, global_batch_size
         self.peak = self._base * _SCALINGS[self._scaling](global_batch_size)
-        self.warmup_steps = int(round(warmup_epochs * num_examples // global_batch_size))
+        self.warmup_steps = self._warmup_steps(epochs)
         self.num_steps = num_steps
         self.configured = True
+
+    def _warmup_steps(self, epochs: float) -> int:
+        warmup_epochs = self._warmup_epochs or (self._warmup_fraction or 0.0) * epochs
+        return int(round(warmup_epochs * self._num_examples // self._global_batch_size))
+
+    def shorter_until(self, step: int, *, epochs: float, num_steps: int) -> None:
+        """Tells that the run was to be shorter until a step; to be called in the order in which it was lengthened.
+
+        Args:
+          step: from this one on, the schedule of the longer run holds.
+          epochs: of the shorter run.
+          num_steps: likewise.
+        """
+        self._earlier.append((step, self._warmup_steps(epochs), num_steps))
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the learning rate of the update at `step` (int64, from 0), scalar float32."""
         if not self.configured:
             raise ValueError("configure() comes before the first call")
         step = tf.cast(step, tf.float64)
-        warmup = step / max(1, self.warmup_steps)
-        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
-        return tf.cast(self.peak * tf.where(step < self.warmup_steps, warmup, cosine), tf.float32)
+        factor = _factor(step, self.warmup_steps, self.num_steps)
+        for until, warmup_steps, num_steps in reversed(self._earlier):
+            factor = tf.where(step < until, _factor(step, warmup_steps, num_steps), factor)
+        return tf.cast(self.peak * factor, tf.float32)
+
+
+def _factor(step: tf.Tensor, warmup_steps: int, num_steps: int) -> tf.Tensor:
+    """Returns the share of the peak that a step has, float64."""
+    warmup = step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    cosine = 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
+    return tf.where(step < warmup_steps, warmup, cosine)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from simclr_tf import checkpoint, records, summary
+from simclr_tf import records, summary
 from simclr_tf.collectives import OneProgram
 from simclr_tf.data.described import numbers_suffice
 from simclr_tf.errors import UserError
@@ -256,10 +256,7 @@ def export_step(build: Build, *, workdir: str, batches: int, init_from: str | No
     program = OneProgram(1)
     _name_anew()
     built = build(program, [])
-    if init_from is not None:
-        required, optional = built.stage.initial_parts()
-        checkpoint.initialize(built.stage.network, init_from, required=required, optional=optional)
-    built.stage.after_initialize()
+    built.stage.start(init_from)
     exported = export.export(built, program)
     export.save(exported, workdir)
     export.save_state(exported, workdir)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_tf import collectives, metrics
+from simclr_tf import checkpoint, collectives, metrics
 from simclr_tf.data.base import Source
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
@@ -51,6 +51,8 @@ class Stage(tf.Module):
     max_bad_images: int = 100
     # The name of the first stream that it trains on; see `views.views`.
     first_stream: str = "labelled"
+    # What `--init_from` must bring.
+    required_items: tuple[str, ...] = ("encoder",)
     # Whether a batch's losses are those of its parts. What to do where they are not, for a message.
     separable: bool = True
     instead_of_accumulation: str = ""
@@ -103,16 +105,34 @@ class Stage(tf.Module):
         """Returns what to report of an evaluation; outputs: what `eval_batch` gave for all examples, and `label`."""
         return metrics.classification(outputs["label"], outputs["logits"], self.describe()["class_names"])
 
-    def after_initialize(self) -> None:
-        """Called once when a run starts, after `--init_from` if there is one; not when a run is resumed."""
+    def start(self, init_from: str | None) -> list[str]:
+        """Begins a run, which a resumed one does not: takes from the workdir `init_from` what fits, if it is given.
+
+        Returns:
+          The lines of a table of what was taken and what was not; see `checkpoint.initialize`.
+        """
+        taken, table = set(), []
+        if init_from is not None:
+            taken, table = checkpoint.initialize(
+                self.initial_items(), init_from, required=self.required_items, misfit=self.misfit
+            )
+        self.after_initialize(taken)
+        return table
+
+    def after_initialize(self, taken: Collection[str] = ()) -> None:
+        """Called once when a run starts; `taken` are the paths of the items that `--init_from` brought."""
 
     def checkpoint_items(self) -> dict[str, tf.Module]:
         """Returns what a checkpoint holds beside the optimizer and the step."""
         return self.network.parts()
 
-    def initial_parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Returns the parts that `--init_from` must have, and those that are taken if it has them."""
-        return ("encoder",), ()
+    def initial_items(self) -> dict[str, Any]:
+        """Returns what `--init_from` may bring, by its path in a checkpoint; a classifier starts anew."""
+        return {name: part for name, part in self.network.parts().items() if name != "classifier"}
+
+    def misfit(self, item: str, description: dict) -> list[str]:
+        """Lists why an item cannot take its values from the run whose `architecture.json` is `description`."""
+        return self.network.mismatch(item, description["network"])
 
     def describe(self) -> dict:
         """Returns what later stages and tools must know, as plain values for `architecture.json`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simclr_tf import collectives, losses, micro_batches, randomness
+from simclr_tf.class_names import disagreement
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, two_crops
@@ -207,9 +208,22 @@ class Pretrain(Stage):
         if self.memory is not None:
             self.memory.follow(self.network)
 
-    def after_initialize(self):
-        """See `Stage`; the momentum network starts as a copy."""
-        if self.memory is not None:
+    def initial_items(self):
+        """See `Stage`; the probe and the memory are taken, too."""
+        return {**self.network.parts(), **(self.memory.items() if self.memory is not None else {})}
+
+    def misfit(self, item, description):
+        """See `Stage`; a probe of other classes does not fit."""
+        if item.startswith("memory/"):
+            return self.memory.misfit(item, description)
+        differ = disagreement(description.get("class_names"), self._train_source.class_names)
+        if item != "classifier" or differ is None:
+            return super().misfit(item, description)
+        return [f"class {differ[0]!r} there is {differ[1]!r} here"]
+
+    def after_initialize(self, taken=()):
+        """See `Stage`; the momentum network starts as a copy unless it was taken."""
+        if self.memory is not None and "memory/network" not in taken:
             self.memory.copy(self.network)
 
     def checkpoint_items(self):

@@ -23,6 +23,8 @@ class Supervised(Stage):
     output. What is frozen passes no gradient, and its batch norm stays in inference mode.
     """
 
+    required_items = ("encoder", "head")
+
     def __init__(
         self,
         name: str,
@@ -112,10 +114,6 @@ class Supervised(Stage):
     def eval_batch(self, batch):
         """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3]."""
         return {"logits": self.network.logits(unit_images(batch["image"]), training=False)}
-
-    def initial_parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """See `Stage`; a classifier starts anew."""
-        return ("encoder", "head"), ()
 
     def describe(self) -> dict:
         """See `Stage`."""
