@@ -147,7 +147,7 @@ def _inherited(operation: Operation) -> list[str]:
         sections["Data"] = dict(description["data"])
         if operation.kind in (Kind.TRAIN, Kind.PLAN):
             # Which labels to use is a matter of the new run.
-            for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed"):
+            for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed", "balance"):
                 sections["Data"].pop(name, None)
             sections["ResNet"] = description["network"]["encoder"]
             head = description["network"]["head"]

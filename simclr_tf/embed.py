@@ -74,7 +74,9 @@ def run_embed(
     size = image_size or network.image_size
     if bit_depth is None:
         bit_depth = description["data"].get("bit_depth")
-    whole = open_source(place.source, split, place.data_dir, bit_depth=bit_depth)
+    trained_on = description["data"]
+    group_by = trained_on.get("group_by") if place.source == trained_on.get("source") else None  # The same splits.
+    whole = open_source(place.source, split, place.data_dir, bit_depth=bit_depth, group_by=group_by)
     place.remark(whole)
     rows = _order(whole, place.source)
     names = [whole.example_ids[row] for row in rows]

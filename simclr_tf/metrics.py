@@ -18,8 +18,9 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
       class_names: [classes].
 
     Returns:
-      `examples`, `top_1`, `top_5` (in [0, 1]; top_5 only with more than five classes) and `per_class`, class name ->
-      top-1 accuracy (None for a class without examples).
+      `examples`, `top_1`, `top_5` (in [0, 1]; top_5 only with more than five classes), `balanced_accuracy`, the mean
+      of the classes' top-1 accuracies, over `balanced_classes` that have examples, and `per_class` and
+      `per_class_examples`, class name -> top-1 accuracy (None for a class without examples) and number of examples.
 
     Raises:
       UserError: when nothing is labelled, or the logits are no numbers.
@@ -32,14 +33,29 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
     report = {"examples": int(len(labels)), "top_1": float(np.mean(rank == 0))}
     if logits.shape[1] > 5:
         report["top_5"] = float(np.mean(rank < 5))
-    report["per_class"] = {
-        # ImageNet has two classes "crane".
-        name if class_names.count(name) == 1 else f"{name} ({i})": float(np.mean(rank[labels == i] == 0))
-        if np.any(labels == i)
-        else None
-        for i, name in enumerate(class_names)
-    }
+    # ImageNet has two classes "crane".
+    names = [name if class_names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(class_names)]
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    hits = np.bincount(labels[rank == 0], minlength=len(names)).tolist()
+    accuracies = [hit / count if count else None for hit, count in zip(hits, counts)]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    report["balanced_accuracy"], report["balanced_classes"] = float(np.mean(known)), len(known)
+    report["per_class"], report["per_class_examples"] = dict(zip(names, accuracies)), dict(zip(names, counts))
     return report
+
+
+def told(report: dict) -> str:
+    """Says what `classification` reports in a few words; the balanced accuracy only of classes of unequal sizes.
+
+    >>> told({"top_1": 0.75, "balanced_accuracy": 0.5, "balanced_classes": 2, "per_class_examples": {"a": 9, "b": 3}})
+    'top-1 75.00%, balanced 50.00% (mean of 2 classes of 3 to 9 images)'
+    """
+    said = f"top-1 {100 * report['top_1']:.2f}%"
+    sizes = [count for count in report.get("per_class_examples", {}).values() if count]
+    if len(set(sizes)) < 2:
+        return said
+    of = f"mean of {report['balanced_classes']} classes of {min(sizes)} to {max(sizes)} images"
+    return f"{said}, balanced {100 * report['balanced_accuracy']:.2f}% ({of})"
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray, *, bins: int = CALIBRATION_BINS) -> dict:

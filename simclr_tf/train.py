@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from simclr_tf import checkpoint, cluster, evaluate, identity, records, summary
+from simclr_tf import checkpoint, cluster, evaluate, identity, metrics, records, summary
 from simclr_tf.course import Numbers, check_same_step, meet, take_course
 from simclr_tf.errors import UserError
 from simclr_tf.lock import WorkdirLock
@@ -251,8 +251,8 @@ def train(
         if role.is_chief:
             records.write_json(os.path.join(place.workdir, records.RESULT), result)
         meet(strategy)
-    top_1 = f", top-1 {100 * result['evaluation']['top_1']:.2f}% on {measured.source.name}" if measured else ""
-    place.say(f"{stage.name}: done in {duration(course.seconds)}{top_1}; see {place.workdir}/{records.RESULT}")
+    scored = f", {metrics.told(result['evaluation'])} on {measured.source.name}" if measured else ""
+    place.say(f"{stage.name}: done in {duration(course.seconds)}{scored}; see {place.workdir}/{records.RESULT}")
     return result
 
 

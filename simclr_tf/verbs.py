@@ -90,7 +90,7 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
     place.say(
-        f"eval: top-1 {100 * report['top_1']:.2f}%{top_5}, calibration error {100 * error:.2f}% of "
+        f"eval: {metrics.told(report)}{top_5}, calibration error {100 * error:.2f}% of "
         f"{report['examples']} images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
     )
     for name, accuracy in report["per_class"].items():
@@ -155,5 +155,5 @@ def run_knn(
     report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
     if place.is_chief:
         records.write_json(os.path.join(place.workdir, "knn.json"), report)
-    place.say(f"knn: top-1 {100 * report['top_1']:.2f}% of {report['examples']} images ({num_neighbors} neighbours)")
+    place.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")
     return report

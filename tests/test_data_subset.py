@@ -10,7 +10,7 @@ from simclr_tf.data.base import Resident, Source
 from simclr_tf.data.dataset import SUBSET_FILE, Data
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.data.prepare import one_crop
-from simclr_tf.data.subset import Subset, labelled_subset
+from simclr_tf.data.subset import Balanced, Subset, labelled_subset
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -251,3 +251,69 @@ def test_embedded_data_is_what_it_says():
 
 
 RECORDED = ["a/141.png", "a/43.png", "b/200.png", "b/207.png", "c/233.png", "c/234.png"]
+
+
+# --- Classes of unequal sizes ----------------------------------------------------------------------------------------
+
+
+def test_balanced_classes_come_equally_often(monkeypatch):
+    source = labelled_subset(Listed(), fraction=1.0)
+    even = Balanced(source)
+    np.testing.assert_array_equal(np.bincount(even.labels), [200, 200, 200])
+    times = np.unique(even.example_ids, return_counts=True)[1]
+    assert sorted(set(times)) == [1, 6, 7, 50] and len(times) == 235 == even.num_different
+    monkeypatch.setattr(Data, "open", lambda self, split, data_dir=None: Listed())
+    data = Data(balance="classes", label_fraction=0.5)
+    np.testing.assert_array_equal(np.bincount(data.open_labelled().labels), [100, 100, 100])
+    # The list of labels that were used has each name once, and the same ones as without.
+    assert data.subset_files(data.open_labelled()) == Data(label_fraction=0.5).subset_files(
+        Data(label_fraction=0.5).open_labelled()
+    )
+    with pytest.raises(UserError, match="Data.balance is 'class'"):
+        Data(balance="class")
+
+
+class Squares(Listed):
+    """Small classes of plain colours."""
+
+    def __init__(self):
+        super().__init__(labels=np.array([0] * 9 + [1] * 3 + [2], np.int32))
+
+    def resident(self):
+        images = np.full([13, 8, 8, 3], 9, np.uint8) * self.labels[:, None, None, None].astype(np.uint8)
+        return Resident(images, self.labels, np.ones(13, bool))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_balanced_epochs_are_the_same_on_any_number_of_hosts_and_after_a_restart(shards):
+    even = Balanced(Squares())
+    settings = {"global_batch_size": 9, "per_replica_batch_size": 9 // shards, "seed": 4, "num_steps": 6}
+
+    def rows(first, count):
+        parts = [
+            list(
+                train_dataset(
+                    even,
+                    one_crop(8, Augment().crop_box),
+                    **{**settings, "num_steps": count},
+                    first_step=first,
+                    shard_index=i,
+                    num_shards=shards,
+                )
+            )
+            for i in range(shards)
+        ]
+        return [
+            {name: np.concatenate([part[s][name] for part in parts]) for name in ("image", "label", "index")}
+            for s in range(count)
+        ]
+
+    run, again = rows(0, 6), rows(2, 4)
+    assert even.num_examples == 27  # Three steps an epoch.
+    for epoch in (run[:3], run[3:]):
+        np.testing.assert_array_equal(np.bincount(np.concatenate([batch["label"] for batch in epoch])), [9, 9, 9])
+    for one, other in zip(run[2:], again):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    # Copies of an image have numbers, and so crops, of their own.
+    assert all(len(set(batch["index"])) == 9 for batch in run)

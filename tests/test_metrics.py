@@ -35,6 +35,18 @@ def test_accuracy_counts_labelled_examples(scored):
     threes = [order[i][0] == 3 for i in known if labels[i] == 3]
     assert report["per_class"]["class 3"] == pytest.approx(np.mean(threes))
     assert report["per_class"]["class 7"] is None
+    recalls = [np.mean([order[i][0] == c for i in known if labels[i] == c]) for c in range(7)]
+    assert report["balanced_accuracy"] == pytest.approx(np.mean(recalls)) and report["balanced_classes"] == 7
+    assert report["per_class_examples"] == {name: int(np.sum(labels == i)) for i, name in enumerate(names)}
+
+
+def test_balanced_accuracy_is_told_of_unequal_classes():
+    def told(labels):
+        return metrics.told(metrics.classification(np.array(labels), np.eye(3)[[0] * len(labels)], ["a", "b", "c"]))
+
+    assert told([0, 0, 0, 1, -1]) == "top-1 75.00%, balanced 50.00% (mean of 2 classes of 1 to 3 images)"
+    assert told([0, 1, 2]) == "top-1 33.33%"
+    assert metrics.told({"top_1": 0.5, "per_class": {"a": 0.5}}) == "top-1 50.00%"  # Of an earlier version.
 
 
 def test_what_is_no_number_has_no_accuracy(scored):

@@ -40,12 +40,13 @@ class BadImages:
     @property
     def too_many(self) -> bool:
         """Whether there are more than tolerated, or nothing else is left."""
-        return self.count > self._limit or self.count >= self._source.num_examples
+        return self.count > self._limit or self.count >= self._source.num_different
 
     def add(self, index: int) -> bool:
         """Adds an example by its number and returns whether there are too many now."""
         with self._lock:
-            if int(index) not in self._indices:
+            known = {self._source.example_ids[other] for other in self._indices}
+            if self._source.example_ids[int(index)] not in known:
                 self._indices.append(int(index))
         return self.too_many
 

@@ -72,6 +72,11 @@ class Source:
         """What each example is, equal for equal examples of all splits and of all places that lead to them."""
         return self.example_ids
 
+    @property
+    def num_different(self) -> int:
+        """How many different images there are, where some are examples several times."""
+        return self.num_examples
+
     def any_label(self) -> bool:
         """Whether any example has a label; reads no more than that takes."""
         return self.labels is not None and bool(np.any(self.labels >= 0))

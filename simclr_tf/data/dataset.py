@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from simclr_tf.data import groups
 from simclr_tf.data.base import Source
 from simclr_tf.data.sources import open_source
-from simclr_tf.data.subset import Subset, labelled_subset
+from simclr_tf.data.subset import Balanced, Subset, labelled_subset
 from simclr_tf.errors import UserError
 
 SUBSET_FILE = "labelled_subset.txt"
@@ -26,6 +27,8 @@ class Data:
         subset_seed: int = 0,
         download: bool = False,
         bit_depth: int | None = None,
+        balance: str | None = None,
+        group_by: str | None = None,
     ):
         """Names the data; nothing is read yet.
 
@@ -43,6 +46,11 @@ class Data:
           download: whether tensorflow-datasets may download what is not prepared.
           bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16, such as 12 for values
             from 0 to 4095; None for all 16. Other files are read as they say.
+          balance: "classes" shows all classes equally often in training with labels, as often as the largest one has
+            examples; epochs are longer by that. None shows each example once an epoch.
+          group_by: a regular expression on the names of a folder's files (on their paths, if it has a "/"). Pictures
+            for which it finds the same, in its first pair of parentheses if it has one, stay together where a split is
+            drawn by lot or sliced.
         """
         if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8:
             raise UserError(f"Data.image_size is {image_size!r}; use a whole number of pixels, at least 8")
@@ -57,6 +65,10 @@ class Data:
                 f"Data.bit_depth is {bit_depth!r}; use a whole number from 8 to 16, such as 12 for values from 0 to "
                 "4095, or None for all 16 bits"
             )
+        if balance not in (None, "classes"):
+            raise UserError(f"Data.balance is {balance!r}; use 'classes', or None to show each example once an epoch")
+        groups.check(group_by)
+        self.balance, self.group_by = balance, group_by
         _check_subset(label_fraction, labels_per_class, label_list)
         self.source, self.train_split, self.eval_split = source, train_split, eval_split
         self.image_size, self.max_bad_images = image_size, max_bad_images
@@ -65,7 +77,14 @@ class Data:
 
     def open(self, split: str, data_dir: str | None = None) -> Source:
         """Opens a split; see `simclr_tf.data.sources.open_source`."""
-        return open_source(self.source, split, data_dir, download=self.download, bit_depth=self.bit_depth)
+        return open_source(
+            self.source,
+            split,
+            data_dir,
+            download=self.download,
+            bit_depth=self.bit_depth,
+            group_by=self.group_by,
+        )
 
     def open_labelled(self, data_dir: str | None = None) -> Source:
         """Opens the training split for training with labels: its labelled subset, or where none is asked for all that
@@ -74,6 +93,10 @@ class Data:
         Raises:
           UserError: where nothing has a label, or a subset cannot be had.
         """
+        source = self._labelled(data_dir)
+        return Balanced(source) if self.balance else source
+
+    def _labelled(self, data_dir: str | None) -> Source:
         source, fraction = self.open(self.train_split, data_dir), self.label_fraction
         if not source.class_names:
             raise UserError(
@@ -98,6 +121,7 @@ class Data:
 
         The file serves as `label_list`.
         """
+        source = source.source if isinstance(source, Balanced) else source
         return {SUBSET_FILE: "".join(f"{name}\n" for name in source.example_ids)} if isinstance(source, Subset) else {}
 
     def describe(self) -> dict:
@@ -114,6 +138,8 @@ class Data:
             "subset_seed": self.subset_seed,
             "download": self.download,
             "bit_depth": self.bit_depth,
+            "balance": self.balance,
+            "group_by": self.group_by,
         }
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data import splits
+from simclr_tf.data import groups, splits
 from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, load
 from simclr_tf.data.decode import READS_WEBP, SUFFIXES, try_decode
 from simclr_tf.errors import UserError
@@ -173,7 +173,7 @@ def _resolve(path: str, data_dir: str | None) -> str:
 class FolderSource(Source):
     """Pictures below a folder; its sub-folders, where there are any, are the classes."""
 
-    def __init__(self, path: str, split: str, data_dir: str | None = None):
+    def __init__(self, path: str, split: str, data_dir: str | None = None, group_by: str | None = None):
         """Lists the folder; pictures are read when they are asked for.
 
         Sub-folders are the splits where all of them have usual names of splits (`splits.usual_name`), "unlabeled" not
@@ -189,6 +189,7 @@ class FolderSource(Source):
           path: of the folder, local or remote.
           split: see `splits.select`.
           data_dir: what a relative path is relative to.
+          group_by: what pictures of one group have in common in their names; see `groups.keys`.
 
         Raises:
           UserError: where there are no pictures, or no such split.
@@ -199,6 +200,11 @@ class FolderSource(Source):
         names = sorted(listing.names, key=lambda name: (digests[name][8:], name))
         layout = _Layout.of(names, path)
         kept = _once(names, layout.split_of, listing.linked, self._root)
+        found = None
+        if group_by is not None:  # Groups lie together, so that slices can leave them whole.
+            key = dict(zip(kept, groups.keys([names[i] for i in kept], group_by, f"folder:{path}")))
+            kept.sort(key=lambda i: (_digest(key[i])[8:], key[i]))
+            found = [key[i] for i in kept]
         names, parts = [names[i] for i in kept], [layout.parts[i] for i in kept]
         classes = [part[0] if len(part) > 1 else None for part in parts]
         split_of = [layout.split_of[i] for i in kept] if layout.split_of is not None else None
@@ -209,13 +215,15 @@ class FolderSource(Source):
         known = sorted({name for name in classes if name is not None})
         number = {name: i for i, name in enumerate(known)}
         labels = np.array([-1 if name is None else number[name] for name in classes], np.int32)
-        rows = _hash_split([digests[name] for name in names], labels) if split_of is None else _rows(split_of)
+        rows = _hash_split([digests[name] for name in names], labels, found) if split_of is None else _rows(split_of)
         rows = {key: value for key, value in rows.items() if len(value)}
-        chosen = splits.select(split, rows, f"folder:{path}")
+        chosen = splits.select(split, rows, f"folder:{path}", found)
         taken = splits.respell(split, rows)
         self.name = f"folder:{path} ({taken})"
         self.splits = {key: len(value) for key, value in rows.items()}
         self.remarks = (*_passed_over(listing.passed_over), *layout.remarks, *splits.stand_in_remark(split, taken))
+        if found is not None:
+            self.remarks = (*self.remarks, *groups.remarks(found, split_of))
         self.remote = "://" in self._root
         self._names, self._linked = [names[i] for i in chosen], listing.linked
         self.num_examples = len(chosen)
@@ -401,8 +409,13 @@ def _doubts(parts: Sequence[list[str]], path: str) -> Iterable[str]:
             yield f"{name!r} is the only folder, which makes no classes; did you mean folder:{path}/{name}?"
 
 
-def _hash_split(digests: list[bytes], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Divides each class by the hashes of its pictures' names: a tenth, at least one of two, is for testing."""
+def _hash_split(digests: list[bytes], labels: np.ndarray, found: list[str] | None) -> dict[str, np.ndarray]:
+    """Divides each class by the hashes of its pictures' names, or of its groups': a tenth, at least one of two, is for
+    testing.
+    """
+    if found is not None:
+        test = groups.choose(found, labels, TEST_SHARE, lambda key: _digest(key)[:8])
+        return {"train": np.nonzero(~test)[0], "test": np.nonzero(test)[0]}
     test = np.zeros(len(digests), bool)
     for label in np.unique(labels):
         members = sorted(np.nonzero(labels == label)[0], key=lambda i: digests[i][:8])

@@ -11,25 +11,25 @@ from simclr_tf.data.base import Source
 from simclr_tf.errors import UserError
 
 
-def _embedded(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+def _embedded(rest: str, split: str, data_dir: str | None, download: bool, group_by: None) -> Source:
     from simclr_tf.data.embedded_source import EmbeddedSource
 
     return EmbeddedSource(rest, split)
 
 
-def _tfds(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+def _tfds(rest: str, split: str, data_dir: str | None, download: bool, group_by: None) -> Source:
     from simclr_tf.data.tfds_source import TfdsSource
 
     return TfdsSource(rest, split, data_dir, download=download)
 
 
-def _folder(rest: str, split: str, data_dir: str | None, download: bool) -> Source:
+def _folder(rest: str, split: str, data_dir: str | None, download: bool, group_by: str | None) -> Source:
     from simclr_tf.data.folder_source import FolderSource
 
-    return FolderSource(rest, split, data_dir)
+    return FolderSource(rest, split, data_dir, group_by)
 
 
-_KINDS: dict[str, Callable[[str, str, str | None, bool], Source]] = {
+_KINDS: dict[str, Callable[..., Source]] = {
     "embedded": _embedded,
     "tfds": _tfds,
     "folder": _folder,
@@ -37,7 +37,13 @@ _KINDS: dict[str, Callable[[str, str, str | None, bool], Source]] = {
 
 
 def open_source(
-    spec: str, split: str, data_dir: str | None = None, *, download: bool = False, bit_depth: int | None = None
+    spec: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    download: bool = False,
+    bit_depth: int | None = None,
+    group_by: str | None = None,
 ) -> Source:
     """Opens a split of a data set. Images are read when a pipeline asks for them.
 
@@ -47,6 +53,7 @@ def open_source(
       data_dir: where tensorflow-datasets keeps its data; what relative folders are relative to.
       download: whether tensorflow-datasets may download what is not there.
       bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16; None for all.
+      group_by: of a folder: what pictures that stay together have in common in their names; see `groups.keys`.
 
     Raises:
       UserError: one line, where the data cannot be had.
@@ -66,8 +73,12 @@ def open_source(
         raise UserError(f"Data.source is {spec!r} without a name; write {kind}:NAME")
     if not isinstance(split, str) or not split.strip():
         raise UserError(f"the split of {spec} is {split!r}; use a name such as 'train' or 'train[:90%]'")
+    if group_by is not None and kind != "folder":
+        raise UserError(
+            f"Data.group_by is {group_by!r}, but {spec} is no folder and has its own splits; set it to None"
+        )
     try:
-        source = _KINDS[kind](rest, split, data_dir, download)
+        source = _KINDS[kind](rest, split, data_dir, download, group_by)
     except UserError:
         numbers = described.stand_in(kind, rest, split)
         if numbers is None:

@@ -7,10 +7,11 @@ and "test" for the validation split where there is no test split.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from simclr_tf.data import groups
 from simclr_tf.errors import UserError
 
 _PART = re.compile(r"^\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*$")
@@ -82,7 +83,7 @@ def _bound(text: str | None, size: int, default: int) -> int:
     return bound + size if text.startswith("-") else bound
 
 
-def select(split: str, splits: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def select(split: str, splits: Mapping[str, np.ndarray], name: str, found: Sequence[str] | None = None) -> np.ndarray:
     """Returns the examples of a split.
 
     Args:
@@ -90,6 +91,7 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str) -> np.ndarra
         `respell`.
       splits: name -> [n] numbers of examples, in order.
       name: of the source, for messages.
+      found: each example's group, which slices leave whole; None for no groups.
 
     Returns:
       [n] numbers of examples.
@@ -113,7 +115,7 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str) -> np.ndarra
             first, last = _bound(start, len(whole), 0), _bound(stop, len(whole), len(whole))
         except ValueError as error:
             raise UserError(f"split {split!r} of {name} cannot be had: {error}") from None
-        rows.append(whole[first:last])
+        rows.append(whole[groups.edge(first, whole, found) : groups.edge(last, whole, found)])
     chosen = np.concatenate(rows)
     if not len(chosen):
         raise UserError(f"split {split!r} of {name} has no examples; choose a larger part")

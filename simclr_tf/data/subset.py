@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simclr_tf.data.base import Resident, Source
+from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -60,6 +60,34 @@ class Subset(Source):
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
         return self._source.read(tf.gather(tf.constant(self._rows), index))
+
+
+class Balanced(Subset):
+    """Another source's examples with all classes equally often: those of smaller classes come several times."""
+
+    def __init__(self, source: Source):
+        """Takes each class as often as the largest one has examples, and each of its examples equally often or nearly.
+
+        Args:
+          source: labelled examples.
+        """
+        members = [np.nonzero(source.labels == label)[0] for label in range(len(source.class_names))]
+        sizes = [len(rows) for rows in members if len(rows)]
+        rows = np.sort(np.concatenate([np.resize(rows, max(sizes)) for rows in members if len(rows)]))
+        name = f"{source.name}, classes balanced ({max(sizes)} of each, of {min(sizes)} at least)"
+        super().__init__(source, rows, name)
+        self.source = source
+
+    @property
+    def num_different(self) -> int:
+        """See `Source`."""
+        return self.source.num_different
+
+    def resident(self) -> Resident | None:
+        """See `Source`."""
+        whole = self.source.resident()
+        too_large = whole is not None and self.num_examples * whole.images[0].nbytes > RESIDENT_BYTES
+        return None if too_large else super().resident()
 
 
 def labelled_subset(

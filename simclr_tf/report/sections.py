@@ -227,7 +227,7 @@ def classification(seen: Seen | None, run: Run, class_names: Sequence[str]) -> s
         chart = charts.reliability(found["calibration"]["bins"], label=f"Calibration error {100 * error:.1f}%")
         caption = f"Expected calibration error {100 * error:.2f}%. Below the diagonal it is too sure of itself. {whose}"
         parts.append(figure("Calibration", chart, caption))
-    parts.append(_classes(found["per_class"], whose))
+    parts.append(_classes(found, whose))
     return f'<div class="cards">{"".join(parts)}</div>'
 
 
@@ -260,20 +260,26 @@ def _mistakes(matrix: np.ndarray, class_names: Sequence[str]) -> str:
     return figure("Most frequent mistakes", table(("is", "taken for", "images"), rows, numbers=(2,)))
 
 
-def _classes(per_class: dict[str, float | None], whose: str) -> str:
+def _classes(found: dict, whose: str) -> str:
+    counts = found.get("per_class_examples", {})
     rows = [
-        (text(name), "no images" if value is None else f"{100 * value:.1f}%", "" if value is None else bar(value))
-        for name, value in sorted(per_class.items(), key=lambda row: (row[1] is None, row[1]))
-    ]
-    inside = table(("class", "accuracy", ""), rows, numbers=(1,))
-    if len(rows) > _MANY_CLASSES:
-        inside = (
-            table(("class", "accuracy", ""), rows[:_MANY_CLASSES], numbers=(1,))
-            + f"<details><summary>the other {len(rows) - _MANY_CLASSES} classes</summary>"
-            + table(("class", "accuracy", ""), rows[_MANY_CLASSES:], numbers=(1,))
-            + "</details>"
+        (
+            text(name),
+            str(counts.get(name, "–")),
+            "no images" if value is None else f"{100 * value:.1f}%",
+            "" if value is None else bar(value),
         )
-    return figure("Classes, the worst first", inside, whose)
+        for name, value in sorted(found["per_class"].items(), key=lambda row: (row[1] is None, row[1]))
+    ]
+
+    def part(some: Sequence[tuple[str, ...]]) -> str:
+        return table(("class", "images", "accuracy", ""), some, numbers=(1, 2))
+
+    inside = part(rows[:_MANY_CLASSES])
+    if len(rows) > _MANY_CLASSES:
+        summary_of_rest = f"<summary>the other {len(rows) - _MANY_CLASSES} classes</summary>"
+        inside += f"<details>{summary_of_rest}{part(rows[_MANY_CLASSES:])}</details>"
+    return figure("Classes, the worst first", inside, f"{text(metrics.told(found))}. {whose}")
 
 
 def cost(run: Run, network: Network) -> str:
