@@ -80,7 +80,7 @@ FLOORS = [
     {"models", "data", "losses", "optim", "knn", "metrics", "vectors", "lock"},
     {"cluster", "collectives", "randomness", "records", "summaries", "precision", "nt_xent_tiled", "recipes"},
     {"stack", "hosts", "preemption", "progress", "contact_sheet", "signatures"},
-    {"errors", "operations", "command_flags", "class_names", "_environment"},
+    {"errors", "operations", "command_flags", "class_names", "windows_paths", "_environment"},
 ]
 
 
