@@ -128,7 +128,7 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
             raise UserError(f"{path} cannot be understood ({error}); restore it, or use a new --workdir") from None
         facts = [{key: side[key] for key in side if key not in {"settings", *_LOOSE}} for side in sides[0]]
         unlike += _unlike(*facts) + _unlike(*sides[1])
-        if identity.get("steps", 0) < there.get("steps", 0):
+        if {"steps"} <= there.keys() & identity.keys() and identity["steps"] < there["steps"]:
             unlike.append(f"steps is {there['steps']} there, {identity['steps']} here (a run may grow, not shrink)")
     if unlike:
         raise UserError(
