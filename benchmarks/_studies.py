@@ -187,20 +187,14 @@ def _distillation() -> Study:
     itself = {"teacher": ("labels", "10 %, fine-tuned")}
     # As in the paper: LARS, a rate by the batch's square root, a classifier that decays through the loss.
     paper = ("EPOCHS=5", "train.make_optimizer=@Lars", "WarmupCosine.scaling='sqrt'", "Distill.weight_decay=1e-4")
-
-    def again(temperature: float, seeds: int) -> Run:
-        params = (*paper, f"Distill.temperature={temperature}")
-        teacher = {"teacher": "embedded:cifar10_student"}
-        return Run("distill", recipe("distill", "cifar10_laptop"), params, teacher, seeds=seeds)
-
+    again = ("distill", recipe("distill", "cifar10_laptop"), (*paper, "Distill.temperature=0.1"))
     runs = {
         "teacher: R50 1/8 SK": Shared("laptop", "10 %, fine-tuned"),
         "student alone, from scratch": Shared("labels", "10 %, from scratch"),
         "student alone, fine-tuned": Shared("labels", "10 %, fine-tuned"),
         "student, distilled": Shared("laptop", "student of the latter"),
         "self-distilled": Run("distill", recipe("distill", "cifar10_laptop"), (), itself),
-        "student, self-distilled, T 0.1": again(0.1, 3),
-        "student, self-distilled, T 1": again(1.0, 1),
+        "student, self-distilled, T 0.1": Run(*again, {"teacher": "embedded:cifar10_student"}),
     }
     return Study(
         "Distillation",

@@ -23,6 +23,11 @@ def official_cases() -> list[Path]:
     return sorted(FOLDER.glob("official_tf2_*.npz"))
 
 
+def stage_cases() -> list[Path]:
+    """Every case of a stage after pretraining."""
+    return sorted(FOLDER.glob("stage_*.npz"))
+
+
 def value(key: str, shape) -> np.ndarray:
     """The weight called `key`."""
     n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
