@@ -201,12 +201,16 @@ def _distillation() -> Study:
         "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
         "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught "
         "by the laptop's network (ResNet-50 at an eighth with selective kernels) on all training images, three times, "
-        "without labels; self-distilled: taught by itself fine-tuned.",
+        "without labels. Self-distilled: taught by itself fine-tuned, three epochs at temperature 1. Self-distilled, T "
+        "0.1: taught by the distilled student (the network of the package), five epochs at the paper's temperature, "
+        "where the square of the temperature multiplies the loss, with the paper's optimizer and rate (LARS, 0.1 x "
+        "square root of the batch). Of SGD at 0.1 and 1 and LARS, the last was best after two epochs of 20,000 images, "
+        "measured on 10,000 held-out ones: 28.2, 36.6 and 40.4 %.",
         runs,
         found="A deeper teacher with selective kernels makes the student 7.3 points better than its own fine-tuning "
         "does on the same labels (seed 0: 55.6); the teacher was also pretrained for longer than the student's own "
-        "encoder, 20 epochs instead of 5. Self-distillation does not show: 53.9 % of teachers that have 55.0 % "
-        "themselves, after three epochs from random weights at temperature 1 (the paper takes 0.1).",
+        "encoder, 20 epochs instead of 5. Self-distillation does not show at temperature 1: 53.9 % of teachers that "
+        "have 55.0 % themselves, after three epochs from random weights.",
     )
 
 
