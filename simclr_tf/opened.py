@@ -130,10 +130,10 @@ def _classes(source: Source, measured: Source | None, purpose: str) -> list[str]
     return lines
 
 
-def _missing(names: Sequence[str], counts: np.ndarray, what: str) -> list[str]:
+def _missing(names: Sequence[str], counts: np.ndarray, purpose: str) -> list[str]:
     missing = [name for name, count in zip(names, counts) if not count]
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    return [f"no picture {what} of {', '.join(missing[:_NAMED])}{more}"] if missing else []
+    return [f"no picture of {', '.join(missing[:_NAMED])}{more} {purpose}"] if missing else []
 
 
 def _sizes(source: Source, image_size: int) -> list[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from command import simclr
 
-from simclr_tf import config, inherited_splits, knn
+from simclr_tf import config, inherited_splits, knn, opened
 from simclr_tf.data import overlap
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import labelled_subset
+from simclr_tf.place import Place
+from simclr_tf.stack import tf
 
 Image = pytest.importorskip("PIL.Image")
 TINY = ("--gin_file=embedded_small", "--gin_file=smoke", "--gin_param=Data.eval_split='test'")
@@ -96,6 +99,22 @@ def test_a_classifier_is_measured_on_what_it_learnt(pretrained):
     assert done.code == 0, done.err
     assert "This run was trained on 6 of the 6 pictures that are measured" in page.read_text()
     assert "This run was trained on 20 of the 20 pictures that are measured" in page.read_text()
+
+
+def test_classes_that_one_side_lacks(folder, tmp_path, capsys):
+    for name in ("train/cat/1", "train/cat/2", "train/eel/1", "test/cat/3", "test/owl/1", "unlabelled/1"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(folder.glob("a/*.png")), path)
+    place = Place(str(tmp_path), tf.distribute.get_strategy())
+    train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train+unlabeled", "test"))
+    opened.tell(place, train, test)
+    assert capsys.readouterr().out.splitlines() == [
+        "  splits: test 2, train 3, unlabeled 1",
+        "  classes: 3, cat 2, eel 1; 1 without a label",
+        "  no picture of owl to train on",
+        "  no picture of eel to measure",
+    ]
 
 
 INHERITED = ["Data.source = 'embedded:cifar10_mini'", "Data.train_split = 'train[:50]'", "Data.eval_split = 'test'"]
