@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
     """60 pictures of noise in classes drawn by lot, one of them odd, beside what is passed over."""
     root = tmp_path_factory.mktemp("lots")
     rng = np.random.default_rng(0)
-    for i in range(60):
-        of_class = root / "abc"[rng.integers(3)]
+    for i, number in enumerate(rng.permutation(60)):
+        of_class = root / "abc"[number % 3]
         of_class.mkdir(exist_ok=True)
         pixels = rng.integers(0, 256, (10, 200, 3) if i == 0 else (20, 20, 3), np.uint8)
         Image.fromarray(pixels).save(of_class / f"{i}.png")
