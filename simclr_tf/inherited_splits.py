@@ -16,6 +16,8 @@ from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 
 _SPLITS = ("Data.train_split", "Data.eval_split")
+# What else means something for the same data alone.
+_OF_THE_DATA = (*_SPLITS, "Data.group_by", "Data.bit_depth")
 _WITH_LABELS = ("finetune", "linear_eval", "supervised", "knn")
 
 
@@ -35,7 +37,7 @@ def settle(
       Lines to say.
     """
     texts = dict(text.partition(" = ")[::2] for text in inherited)
-    mine = [name for name in _SPLITS if config.is_inherited(name)]
+    mine = [name for name in _OF_THE_DATA if config.is_inherited(name)]
     if not mine or "Data.source" not in texts:
         return []
     before = Data(**config.values("Data"))
@@ -49,6 +51,7 @@ def settle(
     found = _overlap(before, data_dir) if _learns_labels(mode) else None
     if found is None or not found.count:
         return []
+    mine = [name for name in mine if name in _SPLITS]
     for names in (mine[:1], mine[1:], mine):
         if names:
             without(*names)
@@ -60,12 +63,13 @@ def settle(
 
 def _told(before: Data, why: str) -> list[str]:
     after = Data(**config.values("Data"))
-    changed = [name for name in ("train_split", "eval_split") if getattr(before, name) != getattr(after, name)]
+    names = [name.partition(".")[2] for name in _OF_THE_DATA]
+    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
     if not changed:
         return []
     left = " and ".join(f"Data.{name}={getattr(before, name)!r}" for name in changed)
     taken = " and ".join(f"{getattr(after, name)!r}" for name in changed)
-    return [f"{left} {why}: {taken} is taken (set it to use another)"]
+    return [f"{left} {why}; taken instead: {taken} (set them for others)"]
 
 
 def _same(one: str, other: str) -> bool:

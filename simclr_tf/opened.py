@@ -63,12 +63,10 @@ def tell_run(
         return {}
     source = next(iter(inputs.values())).source
     tell(place, source, measured, image_size=stage.network.image_size)
-    for name, stream in inputs.items():
+    for stream in inputs.values():
         size, count = stream.batch_size or global_batch_size, stream.source.num_examples
         if size > count:
-            place.say(
-                f"  a batch of {size:,} is more than all {count:,} {name}: a step takes some of them several times"
-            )
+            place.say(f"  a batch of {size:,} is more than all {count:,} examples: a step takes some several times")
     if measured is None:
         return {}
     found = {}
