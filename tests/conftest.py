@@ -1,5 +1,6 @@
 """Splits the CPU before TensorFlow starts, so that any test may ask for up to four replicas; a run to read from."""
 
+import gc
 import os
 
 import pytest
@@ -10,6 +11,11 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
 )
 
+import small_networks  # noqa: E402, F401 (not before the CPU is split)
+
+# Modules and graphs are many objects that stay; the command line looks for garbage among them as seldom.
+gc.freeze()
+gc.set_threshold(100_000)
 
 # Files that take longest begin first, so that the last worker does not begin one of them when others are done.
 _LONGEST = (
@@ -23,9 +29,24 @@ _LONGEST = (
 )
 
 
+# Scripts, texts and arithmetic: what neither TensorFlow nor Python's version decides.
+_ONE_STACK = {
+    "test_data_subset",
+    "test_docs",
+    "test_plan_environment",
+    "test_plan_estimates",
+    "test_report",
+    "test_results",
+    "test_tpu_scripts",
+}
+
+
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    for item in items:
+        if item.path.stem in _ONE_STACK:
+            item.add_marker(pytest.mark.one_stack)
 
 
 @pytest.fixture(autouse=True)

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from processes import Command
 
 from simclr_tf import records
 from simclr_tf.stack import tf
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, SAVE_EVERY = 8, 4
 COMMAND = [
-    sys.executable, "-m", "simclr_tf.cli", "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
+    "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
     f"--gin_param=train.steps={STEPS}", f"--gin_param=train.checkpoint_every_steps={SAVE_EVERY}",
-    "--gin_param=train.precision='float64'", "--gin_param=ProjectionHead.num_layers=1",
+    "--gin_param=train.precision='float64'", "--gin_param=ProjectionHead.num_layers=1", "--gin_param=ResNet.depth=6",
 ]  # fmt: skip
-TIMEOUT = 500
 
 
-def start(workdir, *flags: str, **environment: str) -> subprocess.Popen:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TF_CONFIG"))}
-    return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}", *flags],
-        cwd=ROOT,
-        env={**kept, **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(workdir, *flags: str, **environment: str) -> Command:
+    return Command(*COMMAND, f"--workdir={workdir}", *flags, **environment)
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,7 +36,7 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def start_workers(workdir, *flags: str) -> list[subprocess.Popen]:
+def start_workers(workdir, *flags: str) -> list[Command]:
     workers = [f"localhost:{port}" for port in free_ports(2)]
     return [
         start(
@@ -61,16 +48,8 @@ def start_workers(workdir, *flags: str) -> list[subprocess.Popen]:
     ]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    ends = []
-    for process in processes:
-        try:
-            told, _ = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            told, _ = process.communicate()
-        ends.append((process.returncode, told))
-    return ends
+def finish(processes: list[Command]) -> list[tuple[int, str]]:
+    return [process.end() for process in processes]
 
 
 def metrics(workdir) -> list[dict]:
@@ -119,13 +98,11 @@ def test_a_killed_worker_and_the_same_end(tmp_path, one_device):
     """Two workers equal one device, also when one of them is killed on the way and all are started again."""
     first = tmp_path / "first"
     processes = start_workers(first, "--gin_param=train.steps_per_call=1")
-    deadline = time.monotonic() + TIMEOUT
     saved = first / "checkpoints" / f"step-{SAVE_EVERY}.index"
-    while not saved.exists() and all(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    processes[0].wait_for(saved.exists)
     processes[1].kill()
     (chief, told), (killed, _) = finish(processes)
-    assert killed == -9
+    assert killed == -signal.SIGKILL
     if chief == 0:  # It was quicker than the kill.
         shutil.rmtree(first)
     else:
@@ -157,10 +134,8 @@ def test_workers_agree_on_how_many_steps_a_call_takes_and_where_to_stop(tmp_path
         "--gin_param=Pretrain.nt_xent='tiled'",
         "--gin_param=Pretrain.micro_batch_size=8",
     )
-    deadline = time.monotonic() + TIMEOUT
     saved = tmp_path / "checkpoints" / f"step-{number}.index"
-    while not saved.exists() and all(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    processes[0].wait_for(saved.exists)
     processes[1].terminate()
     ends = finish(processes)
     assert [code for code, _ in ends] == [75, 75], ends

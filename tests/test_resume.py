@@ -8,12 +8,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import Command
 
 from simclr_tf import checkpoint, evaluate, identity, records
 from simclr_tf.cluster import make_strategy
@@ -31,7 +30,6 @@ from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.train import train
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 9
 
 
@@ -39,7 +37,7 @@ def data(train_split: str = "train[:48]") -> Data:
     return Data(train_split=train_split, eval_split="test[:16]", image_size=16)
 
 
-def make(*, depth=10, images=None, queue_size=40, output_dim=8, precision="float32", data_dir=None) -> Pretrain:
+def make(*, depth=6, images=None, queue_size=40, output_dim=8, precision="float32", data_dir=None) -> Pretrain:
     return Pretrain(
         data=images or data(),
         augment=Augment(blur_probability=0.0, color_strength=0.0, gray_probability=0.0),
@@ -51,7 +49,7 @@ def make(*, depth=10, images=None, queue_size=40, output_dim=8, precision="float
     )
 
 
-def run(workdir, *, depth=10, images=None, place=None, **changes) -> dict:
+def run(workdir, *, depth=6, images=None, place=None, **changes) -> dict:
     """A pretraining run with a memory, in this process."""
 
     def make_stage(precision, data_dir):
@@ -203,7 +201,7 @@ def test_a_finished_run_is_left_alone(whole, tmp_path, capsys):
             {"steps": 6, "seed": 2, "global_batch_size": 24},
             ["steps is 9 there, 6 here (a run may grow", "seed is 1", "is 16 there"],
         ),
-        ({"depth": 18}, ["encoder's depth is 10 there, 18 here"]),
+        ({"depth": 10}, ["encoder's depth is 6 there, 10 here"]),
         ({"images": data("train[:64]")}, ["num_examples is 48 there, 64 here"]),
     ],
 )
@@ -363,20 +361,19 @@ def test_a_workdir_in_use_is_refused(whole, tmp_path):
 # What follows starts the command line in processes of its own.
 
 # More for a long campaign.
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "8"))
 LONG = 12 * KILLS + 24
 COMMAND = [
-    sys.executable, "-m", "simclr_tf.cli", "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
+    "--mode=pretrain", "--gin_file=cifar10_r18", "--gin_file=smoke",
     "--gin_param=Pretrain.make_memory=@Memory", "--gin_param=Memory.queue_size=40", f"--gin_param=train.steps={LONG}",
     "--gin_param=ProjectionHead.num_layers=1", "--gin_param=train.checkpoint_every_steps=2",
-    "--gin_param=train.steps_per_call=1", "--gin_param=Augment.color_strength=0.0",
+    "--gin_param=ResNet.depth=6", "--gin_param=train.steps_per_call=1", "--gin_param=Augment.color_strength=0.0",
     "--gin_param=Augment.gray_probability=0.0",
 ]  # fmt: skip
 
 
-def start(workdir, *flags: str) -> subprocess.Popen:
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", *flags], cwd=ROOT, text=True, **output)
+def start(workdir, *flags: str) -> Command:
+    return Command(*COMMAND, f"--workdir={workdir}", *flags)
 
 
 def newest_step(workdir) -> int:
@@ -385,28 +382,21 @@ def newest_step(workdir) -> int:
     return max((int(name[5:-6]) for name in names if name.endswith(".index")), default=0)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_commands_share_no_workdir_and_sigterm_ends_with_75(tmp_path):
     endless = ("--gin_param=train.steps=100000",)  # The second one takes its time to get to the lock.
     first = start(tmp_path, *endless)
     try:
-        wait_for(lambda: newest_step(tmp_path) > 0, first)
+        first.wait_for(lambda: newest_step(tmp_path) > 0)
         before = (tmp_path / "config.gin").read_bytes()
-        second = start(tmp_path, *endless, "--gin_param=train.keep_checkpoints=9")
-        told = second.communicate(timeout=300)[0]
-        assert second.returncode == 1
+        code, told = start(tmp_path, *endless, "--gin_param=train.keep_checkpoints=9").end()
+        assert code == 1
         assert f"is in use by process {first.pid} on " in told.splitlines()[-1]
         assert (tmp_path / "config.gin").read_bytes() == before
     finally:
         first.terminate()
-    told = first.communicate(timeout=300)[0]
-    assert first.returncode == 75, told
+        code, told = first.end()
+    assert code == 75, told
     assert "stopped by SIGTERM; saved at step" in told.splitlines()[-1]
 
 
@@ -414,8 +404,8 @@ def test_commands_share_no_workdir_and_sigterm_ends_with_75(tmp_path):
 def test_many_kills(tmp_path):
     """Killed at any moment, starting and saving included."""
     expected, killed = tmp_path / "expected", tmp_path / "killed"
-    process = start(expected)
-    assert process.wait(600) == 0, process.stdout.read()
+    code, told = start(expected).end()
+    assert code == 0, told
     chance = random.Random(os.environ.get("KILLS_SEED", "6"))
     moments = []
     for number in range(KILLS):
@@ -424,14 +414,13 @@ def test_many_kills(tmp_path):
             time.sleep(chance.uniform(0, 6))
         else:
             before = newest_step(killed)
-            wait_for(lambda: newest_step(killed) > before, process)  # noqa: B023
+            process.wait_for(lambda: newest_step(killed) > before)  # noqa: B023
             time.sleep(chance.uniform(0, 0.3))
         process.kill()
-        told = process.communicate()[0]
-        assert process.returncode == -signal.SIGKILL, told  # Not refused, and not done before.
+        code, told = process.end()
+        assert code == -signal.SIGKILL, told  # Not refused, and not done before.
         moments.append(newest_step(killed))
     assert 0 < moments[-1]
-    process = start(killed)
-    told = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, told
+    code, told = start(killed).end()
+    assert code == 0, told
     assert_same_end(killed, expected)
