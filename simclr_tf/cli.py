@@ -5,6 +5,7 @@ Nothing heavy is imported before the flags are known to make sense, so that `--h
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -247,17 +248,21 @@ def _run(argv: list[str]) -> None:
     if operation.kind is Kind.PLAN:
         _run_plan(operation)
         return
-    from simclr_tf import cluster, config, configurables
+    from simclr_tf import cluster, config, configurables, inherited_splits
     from simclr_tf.place import Place
 
-    config.parse(
-        MODE.value,
-        GIN_FILE.value,
-        GIN_PARAM.value,
-        inherited=_inherited(operation),
-        shown=_shown_mode() if operation.shows_recipe else None,
-    )
+    inherited, shown = _inherited(operation), _shown_mode() if operation.shows_recipe else None
+    parse = functools.partial(config.parse, MODE.value, GIN_FILE.value, GIN_PARAM.value, shown=shown)
+    parse(inherited=inherited)
     strategy = cluster.make_strategy(STRATEGY.value, tpu=TPU.value, virtual_devices=VIRTUAL_DEVICES.value)
+    # Sources are opened for it, which is too early before there is a strategy.
+    told = inherited_splits.settle(
+        lambda bindings: parse(inherited=bindings),
+        inherited,
+        mode=shown or MODE.value,
+        flag=next(f"--{flag}" for flag in ("init_from", "teacher", "workdir") if flags.FLAGS[flag].value),
+        data_dir=DATA_DIR.value,
+    )
     looks_only = operation.leaves_workdir or bool(OUTPUT.value)
     if not DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
         _check_writable(WORKDIR.value)
@@ -280,6 +285,8 @@ def _run(argv: list[str]) -> None:
     )
     if flags.FLAGS["workdir"].using_default_value:
         place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")
+    for line in told:
+        place.say(line)
     with cluster.lost_hosts_start_again(strategy):
         configurables.configured(operation.configurable)(place)
 

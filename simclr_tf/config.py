@@ -24,6 +24,7 @@ from simclr_tf.errors import UsageError, UserError
 from simclr_tf.stack import tf
 
 CONFIG, OPERATIVE = "config.gin", "operative.gin"
+_INHERITED = "an earlier run"
 _MACRO, _REQUIRED = "macro", "gin.REQUIRED"
 
 
@@ -94,7 +95,7 @@ def parse(
     for path, strict in files:
         _keep(_read(path, strict, ()))
     for text in inherited:
-        _keep(_statements(text, "an earlier run", strict=False, including=None))
+        _keep(_statements(text, _INHERITED, strict=False, including=None))
     for name in gin_files:
         folders = ["", root, os.path.join(root, "recipes", shown or mode)]
         path = recipes.find(name, folders=folders, asked_by=f"--gin_file={name}")
@@ -370,6 +371,17 @@ def _check_value(binding: Binding) -> None:
 def bindings() -> list[Binding]:
     """Returns all that `parse` has told gin."""
     return list(_bindings.values())
+
+
+def values(configurable: str) -> dict[str, Any]:
+    """Returns what is bound of a configurable, without a scope: parameter -> plain value."""
+    bound = [binding for binding in _bindings.values() if (binding.scope, binding.configurable) == ("", configurable)]
+    return {binding.parameter: _plain(binding.value) for binding in bound}
+
+
+def is_inherited(name: str) -> bool:
+    """Whether a binding's value is that of an earlier run."""
+    return name in _bindings and _bindings[name].where == _INHERITED
 
 
 def _operative() -> list[Binding]:

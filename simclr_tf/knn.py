@@ -24,6 +24,7 @@ def predict(
     num_classes: int,
     num_neighbors: int = 200,
     temperature: float = 0.1,
+    own: np.ndarray | None = None,
 ) -> np.ndarray:
     """Scores classes by the most similar training images.
 
@@ -34,6 +35,7 @@ def predict(
       num_classes: how many classes there are.
       num_neighbors: how many neighbours vote; all of them where there are fewer.
       temperature: a neighbour's vote weighs exp(cosine similarity / temperature), relative to the nearest one's.
+      own: [M] int, where an image itself is among the N, which is no neighbour of its own; -1 where it is not.
 
     Returns:
       [M, num_classes] float64 scores; the class with the highest wins.
@@ -46,11 +48,16 @@ def predict(
     if not isinstance(temperature, (int, float)) or not temperature > 0:
         raise UserError(f"knn.temperature is {temperature!r}; use a positive number, such as 0.1")
     bank, queries = normalize(train_features), normalize(features)
+    own = np.full(len(queries), -1) if own is None else np.asarray(own)
+    if len(bank) == 1 and np.any(own >= 0):
+        raise UserError("k-NN has one training image, which is to be classified itself; use a larger Data.train_split")
     labels, k = np.asarray(train_labels), min(num_neighbors, len(bank))
     scores = np.zeros((len(queries), num_classes))
     rows = max(1, _SIMILARITIES // len(bank))
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ bank.T
+        themselves = np.flatnonzero(own[start : start + rows] >= 0)
+        similarity[themselves, own[start + themselves]] = -np.inf  # A vote of weight 0, where all others vote.
         nearest = np.argpartition(similarity, len(bank) - k, axis=1)[:, len(bank) - k :]
         votes = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
         # Less than the nearest one's, as large numbers have no exponential.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from simclr_tf import contact_sheet, randomness, records, views
+from simclr_tf import contact_sheet, opened, randomness, records, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
@@ -49,7 +49,7 @@ def run_preview(
     randomness.check_seed("preview.seed", seed)
     place.built()
     source = data.open(data.train_split, place.data_dir)
-    place.remark(source)
+    opened.tell(place, source, image_size=data.image_size)
     if place.dry_run:
         place.say(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
         return {}

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from simclr_tf import checkpoint, cluster, evaluate, identity, metrics, records, summary
+from simclr_tf import checkpoint, cluster, evaluate, identity, metrics, opened, records, summary
 from simclr_tf.course import Numbers, check_same_step, meet, take_course
 from simclr_tf.errors import UserError
 from simclr_tf.lock import WorkdirLock
@@ -176,7 +176,7 @@ def train(
         f"{global_batch_size} ({epochs:g} epochs), {replicas} replica(s), {chosen}"
         + (f" (chosen from precision {precision!r})" if chosen != precision else "")
     )
-    place.remark(examples.source)
+    overlaps = opened.tell_run(place, stage, inputs, measured.source if measured else None, global_batch_size)
     if unlabelled:
         place.say(f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)")
     for name, part in stage.network.parts().items():
@@ -247,7 +247,7 @@ def train(
             "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__},
         }
         if outputs is not None:
-            result["evaluation"] = stage.measure(outputs)
+            result["evaluation"] = {**stage.measure(outputs), **overlaps}
         if role.is_chief:
             records.write_json(os.path.join(place.workdir, records.RESULT), result)
         meet(strategy)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from simclr_tf import checkpoint, evaluate, knn, metrics, records
+import numpy as np
+
+from simclr_tf import checkpoint, evaluate, knn, metrics, opened, records
 from simclr_tf.class_names import disagreement, known_class_names
+from simclr_tf.data import overlap
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
@@ -63,6 +66,10 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
         )
     examples = _open(data, data.eval_split, place.data_dir, network.num_classes, description["class_names"])
     place.built()
+    opened.tell(place, examples.source, purpose="to measure")
+    before = opened.of_run(place.workdir, "--workdir", examples.source, place.data_dir)
+    if before is not None and before.count:
+        place.say(f"  trained on: {before.words}; the result says little about new pictures")
     if place.dry_run:
         place.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
         return {}
@@ -84,6 +91,8 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
         "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
         **{name: description[name] for name in ("assumed",) if name in description},
     }
+    if before is not None and before.count:
+        report["overlap"] = before._asdict()
     if not place.is_chief:
         return report
     records.write_json(os.path.join(place.workdir, "eval.json"), report)
@@ -96,6 +105,19 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     for name, accuracy in report["per_class"].items():
         place.say(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
     return report
+
+
+def _places(
+    bank: dict[str, np.ndarray], queries: dict[str, np.ndarray], unique: np.ndarray, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of the bank vote: labelled ones, each image once; and where among these the queries are, else -1.
+
+    Unreadable images are in neither of `bank` and `queries`; `unique` and `own` count them, see `overlap.rows`.
+    """
+    once = np.flatnonzero((bank["label"] >= 0) & np.isin(bank["index"], unique))
+    place_of = np.full(len(unique) + 1, -1)  # The last one is for -1.
+    place_of[np.searchsorted(unique, bank["index"][once])] = np.arange(len(once))
+    return once, place_of[own[queries["index"]]]
 
 
 def run_knn(
@@ -137,22 +159,30 @@ def run_knn(
             )
         }
 
+    bank_source, query_source = (split.source for split in splits)
+    opened.tell(place, bank_source, query_source)
+    shared = overlap.between(bank_source, query_source, labels=True)
+    if shared.count:
+        place.say(f"  among the neighbours: {shared.words}; none is a neighbour of its own")
     bank, queries = (
         evaluate.collect(place.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
         for split in splits
     )
-    known = bank["label"] >= 0
-    class_names = list(splits[0].source.class_names)
+    once, own = _places(bank, queries, *overlap.rows(bank_source, query_source))
+    class_names = list(bank_source.class_names)
     scores = knn.predict(
-        bank["features"][known],
-        bank["label"][known],
+        bank["features"][once],
+        bank["label"][once],
         queries["features"],
         num_classes=len(class_names),
         num_neighbors=num_neighbors,
         temperature=temperature,
+        own=own,
     )
     report = metrics.classification(queries["label"], scores, class_names)
     report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
+    if shared.count:
+        report["overlap"] = shared._asdict()
     if place.is_chief:
         records.write_json(os.path.join(place.workdir, "knn.json"), report)
     place.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")

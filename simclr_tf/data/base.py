@@ -63,6 +63,11 @@ class Source:
         raise NotImplementedError
 
     @property
+    def labels_at_hand(self) -> bool:
+        """Whether `labels` can be had without reading the data set."""
+        return True
+
+    @property
     def example_ids(self) -> Sequence[str]:
         """Each example's name, unique in the data set: a file's path from the folder, or a data set's own id."""
         raise NotImplementedError

@@ -39,6 +39,11 @@ class Subset(Source):
         labels = self._source.labels
         return None if labels is None else labels[self._rows]
 
+    @property
+    def labels_at_hand(self) -> bool:
+        """See `Source`."""
+        return self._source.labels_at_hand
+
     @functools.cached_property
     def example_ids(self) -> list[str]:
         """See `Source`."""

@@ -127,6 +127,11 @@ class TfdsSource(Source):
             self._known_labels = labels
         return self._known_labels
 
+    @property
+    def labels_at_hand(self) -> bool:
+        """See `Source`."""
+        return self._known_labels is not None
+
     @functools.cached_property
     def _some_labels(self) -> np.ndarray:
         """Labels of a few examples that can be read."""

@@ -180,6 +180,7 @@ def _about(
             parts.append(sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors))
         if len(seen.features) > 1:
             parts.append(sections.embedding_map(*embedding.flat(seen.features, map_kind), seen, known))
+    notes += sections.overlaps(run)
     head = f'<h2 id="run{number}">{text(run.name)}</h2><p>{text(sections.status(run))}.</p>'
     head += "".join(f"<p>{text(note)}</p>" for note in notes)
     return f'{head}<div class="cards">{"".join(parts)}</div>{sections.classification(seen, run, class_names)}'

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf import contact_sheet, metrics, summary
+from simclr_tf.data.overlap import Overlap
 from simclr_tf.embedding import Seen, choose_queries, nearest
 from simclr_tf.models.network import Network
 from simclr_tf.progress import duration
@@ -71,6 +72,21 @@ def top_1(run: Run) -> float | None:
         if found and found.get("top_1") is not None:
             return float(found["top_1"])
     return None
+
+
+def overlaps(run: Run) -> list[str]:
+    """Says which figures of a run are of pictures that were trained on."""
+    whose = {
+        "at the run's end": (run.result or {}).get("evaluation"),
+        "of --mode=eval": run.evaluation,
+        "of --mode=knn": run.knn,
+    }
+    notes = []
+    for when, found in whose.items():
+        for key, who in (("overlap", "This run"), ("overlap_of_start", "What this run starts from or imitates")):
+            if shared := (found or {}).get(key):
+                notes.append(f"{who} was trained on {Overlap(**shared).words}: top-1 {when} is too good.")
+    return notes
 
 
 def overview(runs: Sequence[Run], networks: dict[str, Network]) -> str:
