@@ -28,7 +28,7 @@ _SHEET_IMAGES, _QUERIES, _NEIGHBORS = 4, 10, 8
 _SAME, _OTHER = (22, 144, 90), (201, 53, 43)
 
 
-class Board:
+class Pictures:
     """A run's pictures in its folder `tensorboard`: image panels, and the files of the embedding projector."""
 
     def __init__(self, workdir: str, network: Network, description: dict, *, num_images: int, data_dir: str | None):
@@ -36,7 +36,7 @@ class Board:
 
         Args:
           workdir: folder of the run.
-          network: what is trained; read whenever `look` is called.
+          network: what is trained; read whenever `draw` is called.
           description: what `Stage.describe` says.
           num_images: of the evaluation split, or of the training split where there is none; chosen by lot.
           data_dir: where data sets lie.
@@ -83,7 +83,7 @@ class Board:
         sheet = views.sheet(found, self._class_names, title=f"The first images of step 0, seed {seed}")
         self._show("what training sees", np.asarray(sheet), 0)
 
-    def look(self, step: int) -> None:
+    def draw(self, step: int) -> None:
         """Shows nearest neighbours, and lays out the embedding for the projector, as of `step` steps taken."""
         parts = np.split(self._images, range(_BATCH, len(self._images), _BATCH))
         features = np.concatenate([self._features(tf.constant(part)).numpy() for part in parts])[self._sound]

@@ -12,13 +12,12 @@ from typing import Any
 
 from absl import logging
 
-from simclr_tf import cluster, memory, records
+from simclr_tf import cluster, records
 from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
 
 _FOLDER = "checkpoints"
-NETWORKS = ("online", "momentum")
 # What TensorFlow raises for a checkpoint that is cut off, overwritten or gone.
 _UNREADABLE = (tf.errors.OpError, ValueError, AssertionError)
 
@@ -293,7 +292,7 @@ def _table(shapes: dict[str, list[int]], taken: set[str], anew: dict[str, list[s
 
 
 def load_network(
-    workdir: str, *, precision: str = "float32", flag: str = "--workdir", which: str = "online"
+    workdir: str, *, precision: str = "float32", flag: str = "--workdir", momentum: bool = False
 ) -> tuple[Network, dict, str]:
     """Loads the network that a run trained; to be called inside a strategy's scope.
 
@@ -301,7 +300,8 @@ def load_network(
       workdir: folder of the run, of any stage.
       precision: to compute in.
       flag: what `workdir` was given as, for messages.
-      which: "online", or "momentum" for the moving average that a memory keeps (its classifier is the online one's).
+      momentum: load the moving average that a memory keeps instead. It has no classifier: that was trained on the
+        online network.
 
     Returns:
       The network, all of `architecture.json`, and the checkpoint's path.
@@ -315,16 +315,15 @@ def load_network(
     path = newest(workdir)
     if path is None:
         raise UserError(f"{flag}={workdir} has no checkpoint; let its run reach one first, or give another")
-    if which not in NETWORKS:
-        raise UserError(f"network {which!r} is unknown; choose one of {', '.join(NETWORKS)}")
     network = Network.from_description(description["network"], precision=precision)
     parts = network.parts()
-    if which == "momentum":
+    if momentum:
         if not description.get("memory"):
             raise UserError(
-                f"{flag}={workdir} was trained without a memory and has no momentum network; take the online one"
+                f"{flag}={workdir} was trained without a memory and has no momentum network; take the trained one"
             )
-        parts.update({f"memory/network/{name}": parts.pop(name) for name in memory.PARTS})
+        network.classifier = None
+        parts = {f"memory/network/{name}": part for name, part in network.parts().items()}
     try:
         read_matched(parts, path)
     except _UNREADABLE as error:

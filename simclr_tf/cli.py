@@ -172,7 +172,7 @@ def _shown_mode() -> str:
 
 
 def _run_sequence() -> None:
-    from simclr_tf import demo, sequence
+    from simclr_tf import configurables, demo, sequence  # noqa: F401  (configurables tell gin files what there is)
 
     others = [f"--{name}={value}" for name in ("data_dir", "strategy", "tpu") if (value := flags.FLAGS[name].value)]
     if VIRTUAL_DEVICES.value:
@@ -192,7 +192,7 @@ def _run_sequence() -> None:
 def _run_plan(operation: Operation) -> None:
     """Builds runs for machines elsewhere: the same configuration, with what a planner varies on top."""
     from simclr_tf import config, configurables
-    from simclr_tf.place import Place
+    from simclr_tf.place import RunContext
     from simclr_tf.plan import chips, environment, planner
 
     shown = _shown_mode()
@@ -207,16 +207,15 @@ def _run_plan(operation: Operation) -> None:
 
     def build(program, bindings: list[str]):
         config.parse(shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)])
-        place = Place(
+        context = RunContext(
             workdir=WORKDIR.value,
             strategy=program,
             data_dir=DATA_DIR.value,
             init_from=INIT_FROM.value,
             teacher=TEACHER.value,
-            built=config.lint,
-            instead=lambda built: built,
+            settings=config,
         )
-        return configurables.configured(operation.configurable)(place)
+        return configurables.configured(operation.configurable)().build(context)
 
     if DRY_RUN.value:
         raise UsageError(f"--mode={MODE.value} has no --dry_run: it trains nothing")
@@ -249,7 +248,7 @@ def _run(argv: list[str]) -> None:
         _run_plan(operation)
         return
     from simclr_tf import cluster, config, configurables, inherited_splits
-    from simclr_tf.place import Place
+    from simclr_tf.place import RunContext, Settings
 
     inherited, shown = _inherited(operation), _shown_mode() if operation.shows_recipe else None
     parse = functools.partial(config.parse, MODE.value, GIN_FILE.value, GIN_PARAM.value, shown=shown)
@@ -267,7 +266,7 @@ def _run(argv: list[str]) -> None:
     if not DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
         _check_writable(WORKDIR.value)
 
-    place = Place(
+    context = RunContext(
         workdir=WORKDIR.value,
         strategy=strategy,
         data_dir=DATA_DIR.value,
@@ -278,17 +277,17 @@ def _run(argv: list[str]) -> None:
         queries=tuple(QUERY.value),
         dry_run=DRY_RUN.value,
         # Most of a recipe is of no interest to what only shows it.
-        built=config.lint if not operation.shows_recipe else lambda: None,
-        accepted=lambda is_new: config.save(WORKDIR.value, is_new=is_new),
-        stepped=lambda: config.save_operative(WORKDIR.value),
-        settings=config.settings,
+        settings=Settings() if operation.shows_recipe else config,
     )
     if flags.FLAGS["workdir"].using_default_value:
-        place.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")
+        context.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")
     for line in told:
-        place.say(line)
+        context.say(line)
     with cluster.lost_hosts_start_again(strategy):
-        configurables.configured(operation.configurable)(place)
+        if operation.kind is Kind.TRAIN:
+            configurables.configured(operation.configurable)().run(context)
+        else:
+            configurables.configured(operation.configurable)(context)
 
 
 def _guarded(run: Callable[[], None]) -> int:

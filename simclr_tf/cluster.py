@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from simclr_tf import hosts, preemption
+from simclr_tf import checks, hosts, preemption
 from simclr_tf.errors import StartAgain, UserError, first_line
 from simclr_tf.stack import tf
 
@@ -215,8 +215,7 @@ def make_strategy(kind: str = "auto", *, tpu: str = "", virtual_devices: int = 0
     Raises:
       UserError: when what was asked for is not there, or contradicts itself.
     """
-    if kind not in STRATEGIES:
-        raise UserError(f"--strategy is {kind!r}; choose one of {', '.join(STRATEGIES)}")
+    checks.choice("--strategy", kind, STRATEGIES)
     if tpu and kind not in ("auto", "tpu"):
         raise UserError(f"--tpu={tpu} and --strategy={kind} contradict each other; drop one of them")
     reason = f"--strategy={kind}"

@@ -16,7 +16,7 @@ from typing import Any
 from simclr_tf.stack import tf
 
 
-class OneProgram:
+class ReplicaProgram:
     """Stands where a strategy is expected when a step of many replicas is traced here, but compiled for other machines.
 
     Inside `tracing` sums over replicas become XLA's all-reduce and a replica's number XLA's replica id, so that the
@@ -52,7 +52,7 @@ class OneProgram:
             self._tracing.program = before
 
     @classmethod
-    def current(cls) -> OneProgram | None:
+    def current(cls) -> ReplicaProgram | None:
         """Returns the program that is being traced in this thread, or None."""
         return getattr(cls._tracing, "program", None)
 
@@ -84,29 +84,29 @@ class OneProgram:
 
 def num_replicas() -> int:
     """Returns how many replicas work in step."""
-    if OneProgram.current() is not None:
-        return OneProgram.current().num_replicas_in_sync
+    if ReplicaProgram.current() is not None:
+        return ReplicaProgram.current().num_replicas_in_sync
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context is not None else 1
 
 
 def may_loop() -> bool:
     """Whether a loop of the graph may go through micro-batches: replicas cannot exchange numbers inside of one."""
-    program = OneProgram.current()
+    program = ReplicaProgram.current()
     return num_replicas() == 1 and not (program is not None and program.unrolled)
 
 
 def replica_id() -> tf.Tensor:
     """Returns this replica's number, scalar int32 in [0, num_replicas)."""
-    if OneProgram.current() is not None and num_replicas() > 1:
-        return OneProgram.current().replica_id()
+    if ReplicaProgram.current() is not None and num_replicas() > 1:
+        return ReplicaProgram.current().replica_id()
     context = tf.distribute.get_replica_context()
     return tf.convert_to_tensor(context.replica_id_in_sync_group if context is not None else 0, tf.int32)
 
 
 def _all_sum(values):
-    if OneProgram.current() is not None:
-        return tf.nest.map_structure(OneProgram.current().sum, values)
+    if ReplicaProgram.current() is not None:
+        return tf.nest.map_structure(ReplicaProgram.current().sum, values)
     context = tf.distribute.get_replica_context()
 
     @tf.custom_gradient
@@ -140,7 +140,7 @@ def all_mean(value: tf.Tensor) -> tf.Tensor:
 def _on_tpu() -> bool:
     context = tf.distribute.get_replica_context()
     strategy = context.strategy if context is not None else None
-    return OneProgram.current() is not None or isinstance(strategy, tf.distribute.TPUStrategy)
+    return ReplicaProgram.current() is not None or isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def concat(value: tf.Tensor) -> tf.Tensor:

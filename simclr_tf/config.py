@@ -13,18 +13,20 @@ import math
 import os
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
 from gin import config_parser
 
-from simclr_tf import configurables, recipes, records, signatures, windows_paths
+from simclr_tf import recipes, records, signatures, windows_paths
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.stack import tf
 
 CONFIG, OPERATIVE = "config.gin", "operative.gin"
 _INHERITED = "an earlier run"
+# gin's module of all that is registered here.
+MODULE = "simclr"
 _MACRO, _REQUIRED = "macro", "gin.REQUIRED"
 
 
@@ -55,11 +57,20 @@ class Binding(NamedTuple):
         return f"{self.scope}/{self.configurable}.{self.parameter}".lstrip("/")
 
 
+# What gin files can name; see `register`.
+_configurables: dict[str, Callable[..., Any]] = {}
 # What `parse` has told gin; of equal names the last one, at its place.
 _bindings: dict[str, Binding] = {}
 # Settings of what a later binding put something else in the place of, or None.
 _set_aside: set[str] = set()
 _mode = ""
+
+
+def register(configurables: Mapping[str, Callable[..., Any]]) -> None:
+    """Lets gin files bind configurables, by the names that they are given here."""
+    for name, configurable in configurables.items():
+        gin.register(name, module=MODULE)(configurable)
+    _configurables.update(configurables)
 
 
 def parse(
@@ -118,7 +129,7 @@ def parse(
         if binding.configurable == _MACRO:
             gin.bind_parameter((binding.scope, "gin.macro", "value"), binding.value)
         else:
-            selector = f"{configurables.MODULE}.{binding.configurable}"
+            selector = f"{MODULE}.{binding.configurable}"
             gin.bind_parameter((binding.scope, selector, binding.parameter), binding.value)
 
 
@@ -248,16 +259,16 @@ def _binding(statement: config_parser.BindingStatement, place: str, strict: bool
         name = f"{scope}/{selector}" if scope else selector
         return Binding(name, _MACRO, "value", value, place, strict)
     module, _, name = selector.rpartition(".")
-    selector = name if module == configurables.MODULE else selector
+    selector = name if module == MODULE else selector
     _check_configurable(selector, f"{selector}.{parameter}", parameter=parameter, place=place)
-    known = signatures.parameters(configurables.CONFIGURABLES[selector])
+    known = signatures.parameters(_configurables[selector])
     if parameter not in known:
         raise UserError(f"{place}: {selector} has no parameter {parameter!r}{_meant(selector, parameter)}")
     return Binding(scope, selector, parameter, value, place, strict)
 
 
 def _check_configurable(name: str, written: str, *, parameter: str | None = None, place: str | None = None) -> None:
-    if name in configurables.CONFIGURABLES:
+    if name in _configurables:
         return
     problem = f"{written} is unknown{_meant(name, parameter)}"
     raise _Unknown(problem) if place is None else UserError(f"{place}: {problem}")
@@ -265,7 +276,7 @@ def _check_configurable(name: str, written: str, *, parameter: str | None = None
 
 def _meant(name: str, parameter: str | None) -> str:
     """Guesses which configurable, or which of its parameters, was meant."""
-    everything = {name: signatures.parameters(target) for name, target in configurables.CONFIGURABLES.items()}
+    everything = {name: signatures.parameters(target) for name, target in _configurables.items()}
     if name in everything:
         close = difflib.get_close_matches(parameter, everything[name], n=1)
         close = close or _containing(parameter, everything[name])
@@ -342,7 +353,7 @@ def _plain(value: Any) -> Any:
     if name is not None:
         return _plain(_bindings[name].value)
     if isinstance(value, gin.config.ConfigurableReference):
-        return signatures.Reference(value.selector, configurables.CONFIGURABLES[value.selector], value.evaluate)
+        return signatures.Reference(value.selector, _configurables[value.selector], value.evaluate)
     return value
 
 
@@ -360,8 +371,8 @@ def _check_value(binding: Binding) -> None:
             raise UserError(f"{binding.where}: {binding.name} is {number}; use a finite number")
     if binding.configurable == _MACRO:
         return
-    annotation = signatures.parameters(configurables.CONFIGURABLES[binding.configurable])[binding.parameter]
-    wanted = signatures.mismatch(annotation, value, configurables.CONFIGURABLES)
+    annotation = signatures.parameters(_configurables[binding.configurable])[binding.parameter]
+    wanted = signatures.mismatch(annotation, value, _configurables)
     if wanted is not None:
         found = f"@{value.name}{'()' if value.called else ''}" if is_reference else repr(value)
         source = _source(binding)
@@ -373,7 +384,7 @@ def bindings() -> list[Binding]:
     return list(_bindings.values())
 
 
-def values(configurable: str) -> dict[str, Any]:
+def bound_values(configurable: str) -> dict[str, Any]:
     """Returns what is bound of a configurable, without a scope: parameter -> plain value."""
     bound = [binding for binding in _bindings.values() if (binding.scope, binding.configurable) == ("", configurable)]
     return {binding.parameter: _plain(binding.value) for binding in bound}
@@ -418,7 +429,7 @@ def _begins(scope: str, longer: str) -> bool:
     return not scope or scope == longer or longer.startswith(f"{scope}/")
 
 
-def lint() -> None:
+def check_read() -> None:
     """To be called when everything is constructed.
 
     Raises:
@@ -434,7 +445,7 @@ def lint() -> None:
     raise UserError(f"nothing here reads {told}; {advice}")
 
 
-def settings() -> dict[str, str]:
+def values() -> dict[str, str]:
     """Returns all that was used, defaults included: name -> value as text, macros replaced by what they stand for."""
     return {used.name: repr(_source(used).value) for used in _operative() if used.configurable != _MACRO}
 
@@ -447,7 +458,7 @@ def config_text() -> str:
 
 def operative_text() -> str:
     """Returns all that was used, the defaults of every parameter included, as a gin file that does the same."""
-    settable = {name: signatures.parameters(target) for name, target in configurables.CONFIGURABLES.items()}
+    settable = {name: signatures.parameters(target) for name, target in _configurables.items()}
     settable[_MACRO] = {"value": ""}
     return _text("did", [used for used in _operative() if used.parameter in settable[used.configurable]])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import gin
 
-from simclr_tf import train, verbs
+from simclr_tf import config, verbs
 from simclr_tf.convert.verb import run_convert
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
@@ -27,8 +27,8 @@ from simclr_tf.report.run import run_report
 from simclr_tf.stages.distill import Distill
 from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
+from simclr_tf.train import Training
 
-MODULE = "simclr"
 # The name that gin files use -> what it stands for.
 CONFIGURABLES = {
     "Data": Data,
@@ -44,7 +44,7 @@ CONFIGURABLES = {
     "AdamW": AdamW,
     "Lamb": Lamb,
     "WarmupCosine": WarmupCosine,
-    "train": train.train,
+    "train": Training,
     "evaluate": verbs.run_eval,
     "knn": verbs.run_knn,
     "convert": run_convert,
@@ -55,10 +55,9 @@ CONFIGURABLES = {
     "report": run_report,
 }
 
-for _name, _configurable in CONFIGURABLES.items():
-    gin.register(_name, module=MODULE)(_configurable)
+config.register(CONFIGURABLES)
 
 
 def configured(name: str) -> Callable[..., Any]:
     """Returns a configurable with its gin bindings applied."""
-    return gin.get_configurable(f"{MODULE}.{name}")
+    return gin.get_configurable(f"{config.MODULE}.{name}")

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from simclr_tf.errors import UserError
-
 _PAPER, _INK, _FAINT = (255, 255, 255), (32, 33, 36), (110, 113, 120)
 _GAP, _MARGIN, _FRAME = 6, 12, 3
 _TEXT = 13
@@ -31,14 +29,8 @@ class Cell(NamedTuple):
     frame: tuple[int, int, int] | None = None
 
 
-def check_cell_pixels(name: str, pixels: int) -> None:
-    """Refuses a side of a sheet's pictures that cannot be drawn.
-
-    Raises:
-      UserError: which calls it `name`.
-    """
-    if not isinstance(pixels, int) or isinstance(pixels, bool) or not 16 <= pixels <= 1024:
-        raise UserError(f"{name} is {pixels!r}; use a whole number from 16 to 1024")
+# What a picture's side on a sheet may be.
+CELL_PIXELS = {"least": 16, "most": 1024}
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simclr_tf import checkpoint, cluster, evaluate, vectors
+from simclr_tf import checkpoint, checks, cluster, evaluate, vectors
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
@@ -19,7 +19,7 @@ from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import layers
 from simclr_tf.models.means import flat
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.progress import Progress
 from simclr_tf.stack import tf
@@ -27,7 +27,7 @@ from simclr_tf.stages.base import Input
 
 
 def run_embed(
-    place: Place,
+    context: RunContext,
     layer: str = "final_avg_pool",
     split: str = "all",
     image_size: int | None = None,
@@ -37,14 +37,14 @@ def run_embed(
     precision: str = "float32",
     bit_depth: int | None = None,
 ) -> dict:
-    """Writes the vectors of `place.source`'s images to `place.output`.
+    """Writes the vectors of `context.source`'s images to `context.output`.
 
     Each image is seen through the evaluation's crop. Rows are in the order of the names for a folder, in the source's
     otherwise. Unreadable images are left out and named. Finished parts lie in `OUTPUT.parts` until the file is whole;
     the same command goes on from them.
 
     Args:
-      place: `workdir` is the run whose network is used.
+      context: `workdir` is the run whose network is used.
       layer: "final_avg_pool", "head_layer_1" .., or a map, whose mean is taken.
       split: of the source; "all" for everything.
       image_size: in pixels; None takes the run's.
@@ -61,27 +61,27 @@ def run_embed(
       UserError: for what the user can put right.
     """
     for name, value in {"batch_size": batch_size, "images_per_part": images_per_part}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"embed.{name} is {value!r}; use a whole number of at least 1")
-    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
-        raise UserError(f"embed.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
-    if ":" not in place.source:
-        raise UsageError(f"--source={place.source} names no kind of images; write folder:{place.source}, or tfds:NAME")
-    vectors.check_path(place.output, "--output")
-    with place.strategy.scope():
-        network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
+        checks.whole(f"embed.{name}", value)
+    checks.whole("embed.image_size", image_size, least=8, optional=True, hint=", in pixels")
+    if ":" not in context.source:
+        raise UsageError(
+            f"--source={context.source} names no kind of images; write folder:{context.source}, or tfds:NAME"
+        )
+    vectors.check_path(context.output, "--output")
+    with context.strategy.scope():
+        network, description, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
     check_layer(network, layer, "embed")
     size = image_size or network.image_size
     if bit_depth is None:
         bit_depth = description["data"].get("bit_depth")
     trained_on = description["data"]
-    group_by = trained_on.get("group_by") if place.source == trained_on.get("source") else None  # The same splits.
-    whole = open_source(place.source, split, place.data_dir, bit_depth=bit_depth, group_by=group_by)
-    place.remark(whole)
-    rows = _order(whole, place.source)
+    group_by = trained_on.get("group_by") if context.source == trained_on.get("source") else None  # The same splits.
+    whole = open_source(context.source, split, context.data_dir, bit_depth=bit_depth, group_by=group_by)
+    context.remark(whole)
+    rows = _order(whole, context.source)
     names = [whole.example_ids[row] for row in rows]
     details = {
-        "source": place.source,
+        "source": context.source,
         "split": split,
         "layer": layer,
         "image_size": size,
@@ -93,24 +93,26 @@ def run_embed(
         "num_examples": len(names),
         "names": hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
     }
-    place.built()
-    if place.dry_run:
-        place.say(f"embed: would write {len(names)} vectors of {whole.name} by {path} to {place.output}")
+    context.settings.check_read()
+    if context.dry_run:
+        context.say(f"embed: would write {len(names)} vectors of {whole.name} by {path} to {context.output}")
         return {"rows": len(names), "details": details}
-    if tf.io.gfile.exists(place.output):
-        if vectors.read(place.output, "--output").details == details:
-            place.say(f"embed: nothing to do: {place.output} has these vectors already")
+    if tf.io.gfile.exists(context.output):
+        if vectors.read(context.output, "--output").details == details:
+            context.say(f"embed: nothing to do: {context.output} has these vectors already")
             return {"rows": len(names), "details": details}
-        raise UserError(f"--output={place.output} exists and holds something else; delete it, or give another --output")
+        raise UserError(
+            f"--output={context.output} exists and holds something else; delete it, or give another --output"
+        )
 
-    writes = place.is_chief
-    parts = vectors.Parts(place.output, details, writes=writes)
+    writes = context.is_chief
+    parts = vectors.Parts(context.output, details, writes=writes)
     done = parts.done()
     if done:
-        place.say(f"embed: going on after {done} of {len(names)} images")
+        context.say(f"embed: going on after {done} of {len(names)} images")
     if done < len(names):
         _compute(
-            place,
+            context,
             network,
             whole,
             rows,
@@ -124,13 +126,12 @@ def run_embed(
         )
     if not writes:
         return {"rows": len(names), "details": details}
-    return _finish(place, parts, names, details)
+    return _finish(context, parts, names, details)
 
 
 def check_layer(network: Network, layer: str, configurable: str) -> None:
     """Raises a UserError for an output that a network does not have."""
-    if layer not in layers(network):
-        raise UserError(f"{configurable}.layer is {layer!r}; choose one of {', '.join(layers(network))}")
+    checks.choice(f"{configurable}.layer", layer, layers(network))
 
 
 def encoder_fingerprint(network: Network) -> str:
@@ -160,7 +161,7 @@ def _order(source: Source, spec: str) -> np.ndarray:
 
 
 def _compute(
-    place: Place,
+    context: RunContext,
     network: Network,
     whole: Source,
     rows: np.ndarray,
@@ -174,12 +175,12 @@ def _compute(
     images_per_part: int,
 ) -> None:
     rest = Subset(whole, rows[first:], whole.name)
-    bad = bad_image_counter(max_bad_images, rest, elsewhere=cluster.reads_elsewhere(place.strategy))
+    bad = bad_image_counter(max_bad_images, rest, elsewhere=cluster.reads_elsewhere(context.strategy))
     compute = vector(network, layer)
-    replicas = place.strategy.num_replicas_in_sync
+    replicas = context.strategy.num_replicas_in_sync
     step = max(1, batch_size // replicas) * replicas
     batches = evaluate.stream(
-        place.strategy,
+        context.strategy,
         Input(rest, central(size)),
         lambda batch: compute(unit_images(batch["image"])),
         batch_size=batch_size,
@@ -220,7 +221,7 @@ def _compute(
         progress.close()
 
 
-def _finish(place: Place, parts: vectors.Parts, names: list[str], details: dict) -> dict:
+def _finish(context: RunContext, parts: vectors.Parts, names: list[str], details: dict) -> dict:
     found, shapes, labelled = [], {}, False
     for part in parts.read():
         found.append(part["row"])
@@ -229,14 +230,14 @@ def _finish(place: Place, parts: vectors.Parts, names: list[str], details: dict)
     kept = np.concatenate(found) if found else np.zeros(0, np.int64)
     missing = sorted(set(range(len(names))) - set(kept.tolist()))
     if not len(kept):
-        raise UserError(f"{place.source} has no readable image; choose another --source")
+        raise UserError(f"{context.source} has no readable image; choose another --source")
     if not labelled:
         shapes.pop("label", None)
     layout = vectors.Layout([names[row] for row in kept], shapes, details)
-    vectors.write(place.output, layout, parts.read)
+    vectors.write(context.output, layout, parts.read)
     parts.delete()
-    place.say(f"embed: {len(kept)} vectors of {shapes['vector'][0]} numbers in {place.output}")
+    context.say(f"embed: {len(kept)} vectors of {shapes['vector'][0]} numbers in {context.output}")
     if missing:
         shown = ", ".join(names[row] for row in missing[:5])
-        place.say(f"  {len(missing)} unreadable image(s) were left out: {shown}{' ..' if len(missing) > 5 else ''}")
+        context.say(f"  {len(missing)} unreadable image(s) were left out: {shown}{' ..' if len(missing) > 5 else ''}")
     return {"rows": len(kept), "bad_images": len(missing), "details": details}

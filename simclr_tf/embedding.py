@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf import evaluate, knn
+from simclr_tf import checks, evaluate, knn
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.base import Resident, Source
 from simclr_tf.data.order import permutation
@@ -192,8 +192,7 @@ _KINDS = {
 
 def check_map(kind: str) -> None:
     """Raises a UserError for a kind of map that is unknown, or needs a package that is not installed."""
-    if kind != "auto" and kind not in _KINDS:
-        raise UserError(f"report.map is {kind!r}; choose one of auto, {', '.join(_KINDS)}")
+    checks.choice("report.map", kind, ("auto", *_KINDS))
     if kind != "auto" and not _installed(_KINDS[kind]):
         install = _KINDS[kind].install
         raise UserError(

@@ -40,7 +40,7 @@ def settle(
     mine = [name for name in _OF_THE_DATA if config.is_inherited(name)]
     if not mine or "Data.source" not in texts:
         return []
-    before = Data(**config.values("Data"))
+    before = Data(**config.bound_values("Data"))
 
     def without(*names: str) -> None:
         parse([text for text in inherited if text.partition(" = ")[0] not in names])
@@ -55,14 +55,14 @@ def settle(
     for names in (mine[:1], mine[1:], mine):
         if names:
             without(*names)
-            after = _overlap(Data(**config.values("Data")), data_dir)
+            after = _overlap(Data(**config.bound_values("Data")), data_dir)
             if after is not None and not after.count:
                 break
     return _told(before, f"of {flag} would train on {found.words}")
 
 
 def _told(before: Data, why: str) -> list[str]:
-    after = Data(**config.values("Data"))
+    after = Data(**config.bound_values("Data"))
     names = [name.partition(".")[2] for name in _OF_THE_DATA]
     changed = [name for name in names if getattr(before, name) != getattr(after, name)]
     if not changed:
@@ -80,7 +80,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _learns_labels(mode: str) -> bool:
-    return mode in _WITH_LABELS or (mode == "distill" and config.values("Distill").get("alpha", 1.0) < 1)
+    return mode in _WITH_LABELS or (mode == "distill" and config.bound_values("Distill").get("alpha", 1.0) < 1)
 
 
 def _overlap(data: Data, data_dir: str | None) -> overlap.Overlap | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simclr_tf import checks
 from simclr_tf.errors import UserError
 
 # Of queries with the bank at a time: half a gigabyte, and twice that for their order.
@@ -43,10 +44,8 @@ def predict(
     Raises:
       UserError: for a setting that makes no sense.
     """
-    if not isinstance(num_neighbors, int) or num_neighbors < 1:
-        raise UserError(f"knn.num_neighbors is {num_neighbors!r}; use a whole number of at least 1, such as 200")
-    if not isinstance(temperature, (int, float)) or not temperature > 0:
-        raise UserError(f"knn.temperature is {temperature!r}; use a positive number, such as 0.1")
+    checks.whole("knn.num_neighbors", num_neighbors, hint=", such as 200")
+    checks.number("knn.temperature", temperature, above=0, hint=", such as 0.1")
     bank, queries = normalize(train_features), normalize(features)
     own = np.full(len(queries), -1) if own is None else np.asarray(own)
     if len(bank) == 1 and np.any(own >= 0):

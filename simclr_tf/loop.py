@@ -78,7 +78,7 @@ class Loop:
         if (
             jit_compile
             and strategy.num_replicas_in_sync > 1
-            and not isinstance(strategy, (tf.distribute.TPUStrategy, collectives.OneProgram))
+            and not isinstance(strategy, (tf.distribute.TPUStrategy, collectives.ReplicaProgram))
         ):
             raise UserError(
                 f"train.jit_compile is True with {strategy.num_replicas_in_sync} replicas, but TensorFlow cannot "

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simclr_tf import collectives, nt_xent_tiled
-from simclr_tf.errors import UserError
+from simclr_tf import checks, collectives, nt_xent_tiled
 from simclr_tf.stack import tf
 
 # Under "auto", NT-Xent works tile by tile when one direction has more similarities than this on a replica.
@@ -34,12 +33,6 @@ class Contrast(NamedTuple):
     uniformity: tf.Tensor
 
 
-def check_temperature(owner: str, temperature: float) -> None:
-    """Raises UserError unless `temperature` is a positive finite number."""
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise UserError(f"{owner}.temperature is {temperature!r}; use a positive number, such as 0.1")
-
-
 class Keys(NamedTuple):
     """What queries are compared with when it is not the queries themselves; see `memory`. No gradient reaches them.
 
@@ -54,12 +47,6 @@ class Keys(NamedTuple):
     view_2: tf.Tensor
     queue: tf.Tensor
     filled: tf.Tensor
-
-
-def check_nt_xent(owner: str, kind: str) -> None:
-    """Raises UserError unless `kind` names a way to compute NT-Xent."""
-    if kind not in NT_XENT_KINDS:
-        raise UserError(f"{owner}.nt_xent is {kind!r}; choose one of {', '.join(NT_XENT_KINDS)}")
 
 
 def nt_xent_chance(num_images: int, queue_size: int = 0) -> float:
@@ -120,7 +107,7 @@ def _gathered(view_1: tf.Tensor, view_2: tf.Tensor) -> tf.Tensor:
 
 
 def _wants_tiles(kind: str, queries: tf.Tensor, batch: tf.Tensor, keys: Keys | None) -> bool:
-    check_nt_xent("Pretrain", kind)
+    checks.choice("Pretrain.nt_xent", kind, NT_XENT_KINDS)
     rows, columns = queries.shape[0], batch.shape[0]
     if kind != "auto" or rows is None or columns is None:
         return kind == "tiled"

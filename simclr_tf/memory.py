@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from simclr_tf import collectives, summary
+from simclr_tf import checks, collectives, summary
 from simclr_tf.errors import UserError
 from simclr_tf.losses import Keys
 from simclr_tf.models.network import Network, differences
@@ -56,13 +56,8 @@ class Memory(tf.Module):
           UserError: for values that make no sense, or a network without a projection head.
         """
         super().__init__(name="memory")
-        if not isinstance(queue_size, int) or isinstance(queue_size, bool) or queue_size < 1:
-            raise UserError(
-                f"Memory.queue_size is {queue_size!r}; use a positive whole number, such as 65536, or set "
-                "Pretrain.make_memory to None for no memory"
-            )
-        if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0 <= decay < 1:
-            raise UserError(f"Memory.decay is {decay!r}; use a number of at least 0 and below 1, such as 0.999")
+        checks.whole("Memory.queue_size", queue_size, hint=", or set Pretrain.make_memory to None for no memory")
+        checks.number("Memory.decay", decay, least=0, below=1, hint=", such as 0.999")
         if online.head is None:
             raise UserError("the memory needs a projection head, and the network has none")
         self.queue_size, self.decay = queue_size, decay

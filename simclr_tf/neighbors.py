@@ -6,23 +6,23 @@ import os
 
 import numpy as np
 
-from simclr_tf import checkpoint, contact_sheet, embed, knn, records, vectors
+from simclr_tf import checkpoint, checks, contact_sheet, embed, knn, records, vectors
 from simclr_tf.data.base import Source
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 
 
-def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) -> dict[str, list[dict]]:
-    """Finds the images whose vectors are most similar (by the cosine) to those of `place.queries`.
+def run_neighbors(context: RunContext, num_neighbors: int = 8, cell_pixels: int = 128) -> dict[str, list[dict]]:
+    """Finds the images whose vectors are most similar (by the cosine) to those of `context.queries`.
 
     Prints them and draws a contact sheet, one row a query.
 
     Args:
-      place: `source` is a file that `--mode=embed` wrote; each of `queries` an image file, or the name of an image in
+      context: `source` is a file that `--mode=embed` wrote; each of `queries` an image file, or the name of an image in
         that file; `output` the picture, None for `neighbors.png` in the workdir; `workdir` the run that the vectors are
         from, whose network makes those of image files.
       num_neighbors: how many to show of each query; the query itself does not count.
@@ -34,35 +34,34 @@ def run_neighbors(place: Place, num_neighbors: int = 8, cell_pixels: int = 128) 
     Raises:
       UserError: for what the user can put right.
     """
-    if not isinstance(num_neighbors, int) or isinstance(num_neighbors, bool) or num_neighbors < 1:
-        raise UserError(f"neighbors.num_neighbors is {num_neighbors!r}; use a whole number of at least 1, such as 8")
-    contact_sheet.check_cell_pixels("neighbors.cell_pixels", cell_pixels)
-    output = place.output or os.path.join(place.workdir, "neighbors.png")
+    checks.whole("neighbors.num_neighbors", num_neighbors, hint=", such as 8")
+    checks.whole("neighbors.cell_pixels", cell_pixels, **contact_sheet.CELL_PIXELS)
+    output = context.output or os.path.join(context.workdir, "neighbors.png")
     if not output.lower().endswith(".png"):
         raise UsageError(f"--output={output} is no PNG picture; let it end in .png")
-    found = vectors.read(place.source, "--source")
+    found = vectors.read(context.source, "--source")
     bank = knn.normalize(found.columns["vector"])
     rows = {name: row for row, name in enumerate(found.names)}
-    encoded = {query: _read(query) for query in place.queries if query not in rows}
-    of_files = _vectors_of_files(place, found, encoded) if encoded else {}
-    place.built()
-    if place.dry_run:
-        place.say(f"neighbors: would compare {len(place.queries)} image(s) with {len(bank)} of {place.source}")
+    encoded = {query: _read(query) for query in context.queries if query not in rows}
+    of_files = _vectors_of_files(context, found, encoded) if encoded else {}
+    context.settings.check_read()
+    if context.dry_run:
+        context.say(f"neighbors: would compare {len(context.queries)} image(s) with {len(bank)} of {context.source}")
         return {}
 
     answers: dict[str, list[dict]] = {}
-    for query in place.queries:
+    for query in context.queries:
         one = bank[rows[query]] if query in rows else of_files[query]
         similarity = bank @ one
         if query in rows:
             similarity[rows[query]] = -np.inf
         nearest = np.argsort(-similarity, kind="stable")[: min(num_neighbors, len(bank) - (query in rows))]
         answers[query] = [{"name": found.names[row], "similarity": round(float(similarity[row]), 6)} for row in nearest]
-        place.say(f"neighbors of {query}")
+        context.say(f"neighbors of {query}")
         for answer in answers[query]:
-            place.say(f"  {answer['similarity']:7.4f}  {answer['name']}")
-    if place.is_chief:
-        _draw(place, found, answers, encoded, output, cell_pixels)
+            context.say(f"  {answer['similarity']:7.4f}  {answer['name']}")
+    if context.is_chief:
+        _draw(context, found, answers, encoded, output, cell_pixels)
     return answers
 
 
@@ -73,15 +72,15 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: dict[str, bytes]) -> dict[str, np.ndarray]:
+def _vectors_of_files(context: RunContext, found: vectors.Vectors, encoded: dict[str, bytes]) -> dict[str, np.ndarray]:
     details = found.details
-    with place.strategy.scope():
+    with context.strategy.scope():
         network, _, path = checkpoint.load_network(
-            place.workdir, precision=resolve_precision(details.get("precision", "float32"))
+            context.workdir, precision=resolve_precision(details.get("precision", "float32"))
         )
     if embed.encoder_fingerprint(network) != details.get("network"):
         raise UserError(
-            f"the vectors in --source={place.source} are not of the network {path} (but of "
+            f"the vectors in --source={context.source} are not of the network {path} (but of "
             f"{details.get('checkpoint')}); give the --workdir that made them, or run --mode=embed again"
         )
     compute = tf.function(embed.vector(network, details["layer"]), autograph=False)
@@ -96,7 +95,7 @@ def _vectors_of_files(place: Place, found: vectors.Vectors, encoded: dict[str, b
 
 
 def _draw(
-    place: Place,
+    context: RunContext,
     found: vectors.Vectors,
     answers: dict[str, list[dict]],
     encoded: dict[str, bytes],
@@ -106,7 +105,7 @@ def _draw(
     details = found.details
     try:
         source = open_source(
-            details.get("source", ""), details.get("split", "all"), place.data_dir, bit_depth=details.get("bit_depth")
+            details.get("source", ""), details.get("split", "all"), context.data_dir, bit_depth=details.get("bit_depth")
         )
     except UserError as error:
         print(f"  no contact sheet, since the images are not there any more: {error}")

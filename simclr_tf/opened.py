@@ -16,7 +16,7 @@ from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.overlap import Overlap
 from simclr_tf.errors import UserError
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input, Stage
 
@@ -27,7 +27,7 @@ _NAMED = 5
 
 
 def tell(
-    place: Place,
+    context: RunContext,
     source: Source,
     measured: Source | None = None,
     *,
@@ -35,21 +35,21 @@ def tell(
     purpose: str = "to train on",
 ) -> None:
     """Says what a source holds, and another to measure on; with `image_size`, how large its pictures are."""
-    if not place.is_chief:
+    if not context.is_chief:
         return
     remarks = [*source.remarks, *(measured.remarks if measured is not None else ())]
     told = [*_splits(source), *_classes(source, measured, purpose), *dict.fromkeys(remarks)]
     for line in [*told, *(_sizes(source, image_size) if image_size else ())]:
-        place.say(f"  {line}")
+        context.say(f"  {line}")
 
 
 def tell_run(
-    place: Place, stage: Stage, inputs: dict[str, Input], measured: Source | None, global_batch_size: int
+    context: RunContext, stage: Stage, inputs: dict[str, Input], measured: Source | None, global_batch_size: int
 ) -> dict[str, dict]:
     """Says what a training run has opened.
 
     Args:
-      place: where it works.
+      context: where it works.
       stage: what is trained.
       inputs: its streams of examples.
       measured: what it is measured on at last, or None.
@@ -59,26 +59,26 @@ def tell_run(
       What to note beside the measurement: `overlap` and `overlap_of_start`, of `--init_from` or `--teacher`, as plain
       values; neither where nothing was trained on that is measured.
     """
-    if not place.is_chief:
+    if not context.is_chief:
         return {}
     source = next(iter(inputs.values())).source
-    tell(place, source, measured, image_size=stage.network.image_size)
+    tell(context, source, measured, image_size=stage.network.image_size)
     for stream in inputs.values():
         size, count = stream.batch_size or global_batch_size, stream.source.num_examples
         if size > count:
-            place.say(f"  a batch of {size:,} is more than all {count:,} examples: a step takes some several times")
+            context.say(f"  a batch of {size:,} is more than all {count:,} examples: a step takes some several times")
     if measured is None:
         return {}
     found = {}
     learns = {"labelled"} if stage.first_stream != "images" or stage.network.classifier is None else {"images"}
     own = [overlap.between(one.source, measured, labels=name in learns) for name, one in inputs.items()]
     if (most := max(own, key=lambda one: (one.count > 0 and one.labels, one.count))).count:
-        place.say(f"  trained on: {most.words}; the result says little about new pictures")
+        context.say(f"  trained on: {most.words}; the result says little about new pictures")
         found["overlap"] = most._asdict()
-    for flag, workdir in (("--init_from", place.init_from), ("--teacher", place.teacher)):
-        before = of_run(workdir, flag, measured, place.data_dir) if workdir else None
+    for flag, workdir in (("--init_from", context.init_from), ("--teacher", context.teacher)):
+        before = of_run(workdir, flag, measured, context.data_dir) if workdir else None
         if before is not None and before.count:
-            place.say(f"  {flag} was trained on {before.words}")
+            context.say(f"  {flag} was trained on {before.words}")
             found["overlap_of_start"] = before._asdict()
     return found
 

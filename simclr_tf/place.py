@@ -1,49 +1,34 @@
-"""Where a run works, and what a configuration makes of it before its first step."""
+"""Where and how a command runs: what the flags say, and what becomes of its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from simclr_tf import cluster
 from simclr_tf.data.base import Source
 from simclr_tf.errors import visible
-from simclr_tf.loop import Loop
-from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage
 
 
-class Built(NamedTuple):
-    """A run before its first step: what `train` makes of a configuration.
+class Settings:
+    """What a command was configured with. Here nothing was: Python calls it. `simclr_tf.config` speaks for gin."""
 
-    Attributes:
-      stage: what is trained, with its first values.
-      optimizer: built for the stage's variables.
-      loop: takes the steps.
-      inputs: the stage's streams of examples, by name.
-      global_batch_size: examples of a step over all replicas.
-      num_examples: of an epoch.
-      steps: length of the run.
-      epochs: the same in epochs.
-      seed: the run's.
-      precision: "float32", "bfloat16" or "float64".
-    """
+    def check_read(self) -> None:
+        """Raises a UserError where nothing has read a setting; called when everything is constructed."""
 
-    stage: Stage
-    optimizer: Optimizer
-    loop: Loop
-    inputs: dict[str, Input]
-    global_batch_size: int
-    num_examples: int
-    steps: int
-    epochs: float
-    seed: int
-    precision: str
+    def save(self, workdir: str, *, is_new: bool) -> None:
+        """Writes what was asked for, once the run owns its workdir; `is_new` where no run was there before."""
+
+    def save_operative(self, workdir: str) -> None:
+        """Writes all values in use, after the first step."""
+
+    def values(self) -> dict[str, str]:
+        """Returns all values in use, name -> text, defaults included."""
+        return {}
 
 
-class Place(NamedTuple):
-    """Where and how a run works: what the flags say.
+class RunContext(NamedTuple):
+    """Where and how a command runs.
 
     Attributes:
       workdir: folder of the run.
@@ -52,14 +37,10 @@ class Place(NamedTuple):
       init_from: workdir to take weights from, or None.
       teacher: workdir or SavedModel to imitate, or None.
       source: what to read, or None.
-      output: where to write, or None for within the workdir.
+      output: where to write, or None for a file or folder in the workdir.
       queries: images to find neighbours of.
       dry_run: build and report only.
-      built: called once all is constructed; says what is wrong with the settings.
-      accepted: called once it is sure that the run may write to its workdir, with whether it is the first there.
-      stepped: called after the first step.
-      instead: called with what was built in place of training, and its answer returned.
-      settings: returns what was set, name -> value as text, defaults included.
+      settings: what was configured.
     """
 
     workdir: str
@@ -71,11 +52,7 @@ class Place(NamedTuple):
     output: str | None = None
     queries: tuple[str, ...] = ()
     dry_run: bool = False
-    built: Callable[[], None] = lambda: None
-    accepted: Callable[[bool], None] = lambda is_new: None
-    stepped: Callable[[], None] = lambda: None
-    instead: Callable[[Built], dict] | None = None
-    settings: Callable[[], dict[str, str]] = dict
+    settings: Settings = Settings()
 
     @property
     def is_chief(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from simclr_tf.errors import UserError
+from simclr_tf import checks
 from simclr_tf.stack import tf
 
 # What Keras calls the precisions that a user names.
@@ -22,8 +22,7 @@ def resolve_precision(precision: str) -> str:
     """
     if precision in POLICIES:
         return precision
-    if precision != "auto":
-        raise UserError(f"train.precision is {precision!r}; choose one of auto, {', '.join(POLICIES)}")
+    checks.choice("train.precision", precision, ("auto", *POLICIES))
     return "bfloat16" if _has_bfloat16() else "float32"
 
 

@@ -33,7 +33,7 @@ def fatal() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-class Watch:
+class SigtermWatch:
     """While it is entered, SIGTERM ends what runs; inside `finishing`, it only makes `asked` true."""
 
     def __init__(self):
@@ -41,7 +41,7 @@ class Watch:
         self._deferred = False
         self._before = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SigtermWatch:
         """Takes over SIGTERM."""
         if _main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice)
@@ -63,7 +63,7 @@ class Watch:
 
 
 class _Deferred:
-    def __init__(self, watch: Watch):
+    def __init__(self, watch: SigtermWatch):
         self._watch = watch
 
     def __enter__(self) -> None:

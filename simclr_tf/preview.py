@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from simclr_tf import contact_sheet, opened, randomness, records, views
+from simclr_tf import checks, contact_sheet, opened, randomness, records, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
-from simclr_tf.errors import UserError
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stages.base import Stage
 from simclr_tf.stages.pretrain import Pretrain
 
@@ -17,7 +16,7 @@ FILE = "preview.png"
 
 
 def run_preview(
-    place: Place,
+    context: RunContext,
     data: Data,
     augment: Augment,
     make_stage: Callable[..., Stage] = Pretrain,
@@ -28,7 +27,7 @@ def run_preview(
     """Draws what training will see into `preview.png`.
 
     Args:
-      place: its `workdir` is where the picture goes; it may be new or a run's.
+      context: its `workdir` is where the picture goes; it may be new or a run's.
       data: its training split is shown.
       augment: what training does to an image.
       make_stage: which training is shown: pretraining makes two views of an image, the others one; training with labels
@@ -43,17 +42,16 @@ def run_preview(
     Raises:
       UserError: for data that cannot be had, or a setting that makes no sense.
     """
-    if not isinstance(num_images, int) or isinstance(num_images, bool) or not 1 <= num_images <= 256:
-        raise UserError(f"preview.num_images is {num_images!r}; use a whole number from 1 to 256")
-    contact_sheet.check_cell_pixels("preview.cell_pixels", cell_pixels)
+    checks.whole("preview.num_images", num_images, most=256)
+    checks.whole("preview.cell_pixels", cell_pixels, **contact_sheet.CELL_PIXELS)
     randomness.check_seed("preview.seed", seed)
-    place.built()
-    source = data.open(data.train_split, place.data_dir)
-    opened.tell(place, source, image_size=data.image_size)
-    if place.dry_run:
-        place.say(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
+    context.settings.check_read()
+    source = data.open(data.train_split, context.data_dir)
+    opened.tell(context, source, image_size=data.image_size)
+    if context.dry_run:
+        context.say(f"preview: would draw {num_images} of {source.num_examples} images of {source.name}")
         return {}
-    if not place.is_chief:
+    if not context.is_chief:
         return {}
     found = views.views(
         data,
@@ -61,11 +59,11 @@ def run_preview(
         stream=make_stage.first_stream,
         num_images=num_images,
         seed=seed,
-        data_dir=place.data_dir,
+        data_dir=context.data_dir,
     )
     title = f"{source.name}: step 0 of seed {seed}"
     picture = views.sheet(found, source.class_names, title=title, cell_pixels=cell_pixels)
-    path = os.path.join(place.workdir, FILE)
+    path = os.path.join(context.workdir, FILE)
     records.write_bytes(path, contact_sheet.png(picture))
-    place.say(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")
+    context.say(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")
     return {"path": path, "examples": found.names}

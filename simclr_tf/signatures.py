@@ -11,7 +11,7 @@ _SCALARS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)
 _CONTAINERS = ("Sequence", "list", "tuple", "dict", "Mapping")
 _WORDS = {"int": "a whole number", "float": "a number", "str": "a string in quotes", "bool": "True or False"}
 # Filled in by whoever calls; no setting.
-_NOT_SETTINGS = ("self", "place", "dtype", "data_dir", "teacher", "online", "input_dim", "used_layers")
+_NOT_SETTINGS = ("self", "context", "dtype", "data_dir", "teacher", "online", "input_dim", "used_layers")
 
 
 class Reference(NamedTuple):

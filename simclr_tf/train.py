@@ -1,33 +1,33 @@
-"""One training run: builds a stage in its strategy's scope, finds where to start, loops, saves, measures."""
+"""One training run: what was asked, what is built of it, and the way from there to `result.json`."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 
-from simclr_tf import checkpoint, cluster, evaluate, identity, metrics, opened, records, summary
-from simclr_tf.course import Numbers, check_same_step, meet, take_course
+from simclr_tf import checks, evaluate, identity, metrics, opened, records, summary
+from simclr_tf.checkpoint import Checkpoints, fingerprint, latest_step
+from simclr_tf.course import Outcome, check_same_step, meet, run_outer_loop
 from simclr_tf.errors import UserError
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
 from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
-from simclr_tf.place import Built, Place
+from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
-from simclr_tf.preemption import Watch
+from simclr_tf.preemption import SigtermWatch
 from simclr_tf.progress import duration
 from simclr_tf.randomness import check_seed
+from simclr_tf.run_plan import RunPlan, batch_sizes
 from simclr_tf.stack import keras, tf
-from simclr_tf.stages.base import Stage
+from simclr_tf.stages.base import Input, Stage
 
-
-def _check_positive(**values) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"train.{name} is {value!r}; use a whole number of at least 1")
+_OPTIONAL = ("steps", "steps_per_call", "checkpoint_every_steps", "eval_batch_size")
+_COUNTS = ("global_batch_size", "accumulation_steps", "keep_checkpoints", "record_every_steps", *_OPTIONAL)
 
 
 def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps: int = 1) -> None:
@@ -42,29 +42,13 @@ def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps
         )
 
 
-def train(
-    place: Place,
-    make_stage: Callable[..., Stage],
-    make_optimizer: Callable[[], Optimizer],
-    make_schedule: Callable[[], WarmupCosine],
-    global_batch_size: int,
-    epochs: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    precision: str = "auto",
-    jit_compile: bool = False,
-    steps_per_call: int | None = None,
-    accumulation_steps: int = 1,
-    checkpoint_every_steps: int | None = None,
-    keep_checkpoints: int = 3,
-    record_every_steps: int = 1,
-    eval_batch_size: int | None = None,
-    board_images: int = 200,
-) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Training:
     """Trains a stage, or goes on with it where it was left.
 
+    `build` makes the run in memory, for planning and dry runs; `run` trains it to the end.
+
     Args:
-      place: where and how.
       make_stage: takes `precision` and `data_dir`; called inside the strategy's scope.
       make_optimizer: makes the optimizer.
       make_schedule: makes the learning rate schedule.
@@ -84,243 +68,236 @@ def train(
       board_images: how many images TensorBoard shows neighbours and the projector of, at the first, second, fourth,
         eighth and so on checkpoint, and the last; 0 for no pictures.
 
-    Returns:
-      What `result.json` says.
-
     Raises:
-      UserError: for what the user can put right.
+      UserError: for what the user can put right; `build` and `run` likewise.
     """
-    _check_positive(
-        global_batch_size=global_batch_size,
-        accumulation_steps=accumulation_steps,
-        keep_checkpoints=keep_checkpoints,
-        record_every_steps=record_every_steps,
-        **{
-            name: value
-            for name, value in {
-                "steps": steps,
-                "steps_per_call": steps_per_call,
-                "checkpoint_every_steps": checkpoint_every_steps,
-                "eval_batch_size": eval_batch_size,
-            }.items()
-            if value is not None
-        },
-    )
-    if (epochs is None) == (steps is None):
-        raise UserError(
-            f"train.epochs is {epochs!r} and train.steps {steps!r}; give one of them, and None to the other"
-        )
-    if epochs is not None and (not isinstance(epochs, (int, float)) or not epochs > 0):
-        raise UserError(f"train.epochs is {epochs!r}; use a positive number")
-    if not isinstance(board_images, int) or isinstance(board_images, bool) or board_images < 0:
-        raise UserError(f"train.board_images is {board_images!r}; use a whole number, 0 for no pictures")
-    check_seed("train.seed", seed)
-    strategy, replicas = place.strategy, place.strategy.num_replicas_in_sync
-    _check_divides("train.global_batch_size", global_batch_size, replicas)
-    chosen = resolve_precision(precision)
-    keras.utils.set_random_seed(seed % 2**32)
 
-    with strategy.scope():
-        extra = {} if place.teacher is None else {"teacher": place.teacher}
-        stage = make_stage(precision=chosen, data_dir=place.data_dir, **extra)
-        optimizer = make_optimizer()
-        optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
-        schedule = make_schedule()
-        inputs = stage.train_inputs()
-        examples = next(iter(inputs.values()))
-        for name, stream in inputs.items():
-            size = stream.batch_size or global_batch_size
-            _check_divides(f"the batch size of {name} images", size, replicas, accumulation_steps)
-        stage.check_batch(global_batch_size, replicas)
-        num_examples = examples.source.num_examples
-        if steps is None:
-            steps = train_steps(num_examples, epochs, global_batch_size)
-        else:
-            epochs = steps * global_batch_size / num_examples
-        schedule.configure(
-            num_examples=num_examples, epochs=epochs, global_batch_size=global_batch_size, num_steps=steps
-        )
-        loop = Loop(
-            stage,
-            optimizer,
-            schedule,
-            strategy,
-            seed=seed,
-            jit_compile=jit_compile,
-            steps_per_call=steps_per_call,
-            accumulation_steps=accumulation_steps,
-            rows={name: (stream.batch_size or global_batch_size) // replicas for name, stream in inputs.items()},
-        )
-    if place.instead is not None:
-        place.built()
-        return place.instead(
-            Built(
+    make_stage: Callable[..., Stage]
+    make_optimizer: Callable[[], Optimizer]
+    make_schedule: Callable[[], WarmupCosine]
+    global_batch_size: int
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    precision: str = "auto"
+    jit_compile: bool = False
+    steps_per_call: int | None = None
+    accumulation_steps: int = 1
+    checkpoint_every_steps: int | None = None
+    keep_checkpoints: int = 3
+    record_every_steps: int = 1
+    eval_batch_size: int | None = None
+    board_images: int = 200
+
+    def __post_init__(self):
+        """Checks what can be checked without building anything."""
+        for name in _COUNTS:
+            checks.whole(f"train.{name}", getattr(self, name), optional=name in _OPTIONAL)
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError(
+                f"train.epochs is {self.epochs!r} and train.steps {self.steps!r}; give one of them, and None to the "
+                "other"
+            )
+        checks.number("train.epochs", self.epochs, above=0, optional=True)
+        checks.whole("train.board_images", self.board_images, least=0, hint="; 0 for no pictures")
+        check_seed("train.seed", self.seed)
+
+    def build(self, context: RunContext) -> RunPlan:
+        """Builds the run in its strategy's scope and settles its numbers; takes no step and writes nothing."""
+        strategy, replicas = context.strategy, context.strategy.num_replicas_in_sync
+        _check_divides("train.global_batch_size", self.global_batch_size, replicas)
+        precision = resolve_precision(self.precision)
+        keras.utils.set_random_seed(self.seed % 2**32)
+        with strategy.scope():
+            extra = {} if context.teacher is None else {"teacher": context.teacher}
+            stage = self.make_stage(precision=precision, data_dir=context.data_dir, **extra)
+            optimizer = self.make_optimizer()
+            optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+            schedule = self.make_schedule()
+            inputs = stage.train_inputs()
+            sizes = batch_sizes(inputs, self.global_batch_size)
+            for name, size in sizes.items():
+                _check_divides(f"the batch size of {name} images", size, replicas, self.accumulation_steps)
+            stage.check_batch(self.global_batch_size, replicas)
+            num_examples = next(iter(inputs.values())).source.num_examples
+            length = {"num_examples": num_examples, "global_batch_size": self.global_batch_size}
+            steps, length["epochs"] = self._steps_and_epochs(num_examples)
+            schedule.configure(num_steps=steps, **length)
+            loop = Loop(
                 stage,
                 optimizer,
-                loop,
-                inputs,
-                global_batch_size=global_batch_size,
-                num_examples=num_examples,
-                steps=steps,
-                epochs=epochs,
-                seed=seed,
-                precision=chosen,
-            )
-        )
-    measured = stage.eval_input()
-    unlabelled = measured.source if measured and not measured.source.any_label() else None
-    measured = None if unlabelled else measured
-    place.built()
-    place.say(
-        f"{stage.name}: {summary.magnitude(num_examples)} images of {examples.source.name}, {steps} steps of "
-        f"{global_batch_size} ({epochs:g} epochs), {replicas} replica(s), {chosen}"
-        + (f" (chosen from precision {precision!r})" if chosen != precision else "")
-    )
-    overlaps = opened.tell_run(place, stage, inputs, measured.source if measured else None, global_batch_size)
-    if unlabelled:
-        place.say(f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)")
-    for name, part in stage.network.parts().items():
-        place.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
-    costs = stage.costs(global_batch_size)
-    for name, cost in costs.items():
-        place.say(f"  {name.replace('_', ' ')}: {summary.magnitude(cost)}")
-    if place.dry_run:
-        place.say(
-            f"  encoder, forward, one image of {stage.network.image_size} pixels: "
-            f"{summary.magnitude(summary.flops_per_image(stage.network))}FLOP"
-        )
-        return {"steps": steps, "flops_per_image": summary.flops_per_image(stage.network), **costs}
-
-    numbers = Numbers(
-        steps=steps,
-        epochs=epochs,
-        global_batch_size=global_batch_size,
-        seed=seed,
-        precision=chosen,
-        num_examples=num_examples,
-        checkpoint_every_steps=checkpoint_every_steps or max(1, min(1000, num_examples // global_batch_size)),
-        record_every_steps=record_every_steps,
-        board_images=board_images,
-        replicas=replicas,
-    )
-    role = cluster.role(strategy)
-    with contextlib.ExitStack() as held:
-        watch = held.enter_context(Watch())
-        lock = held.enter_context(WorkdirLock(place.workdir)) if role.is_chief else None
-        checkpoints = checkpoint.Checkpoints(
-            place.workdir,
-            {**stage.checkpoint_items(), "optimizer": optimizer, "step": loop.step},
-            keep=keep_checkpoints,
-            chief=role.is_chief,
-        )
-        _start(place, stage, loop, checkpoints, schedule, numbers)
-        done = os.path.join(place.workdir, records.RESULT)
-        if int(loop.step.numpy()) >= steps and tf.io.gfile.exists(done):
-            place.say(f"  nothing to do: all {steps} steps were taken before (see {done})")
-            return records.read_json(done)
-        frozen = checkpoint.fingerprint(stage.frozen_variables)
-        course = take_course(place, stage, loop, checkpoints, inputs, numbers, watch, lock)
-        if checkpoint.fingerprint(stage.frozen_variables) != frozen:
-            raise RuntimeError(f"{stage.name} changed variables that were to stay frozen")
-        outputs = None
-        if measured is not None:
-            outputs = evaluate.collect(
+                schedule,
                 strategy,
-                measured,
-                stage.eval_batch,
-                batch_size=eval_batch_size or min(512, global_batch_size),
-                max_bad_images=stage.max_bad_images,
+                seed=self.seed,
+                jit_compile=self.jit_compile,
+                steps_per_call=self.steps_per_call,
+                accumulation_steps=self.accumulation_steps,
+                rows={name: size // replicas for name, size in sizes.items()},
             )
-        result = {
-            "stage": stage.name,
-            "steps": steps,
-            "epochs": epochs,
-            "global_batch_size": global_batch_size,
-            "seed": seed,
-            "precision": chosen,
-            "replicas": replicas,
-            "encoder_parameters": summary.count_parameters(stage.network.encoder),
-            **costs,
-            "seconds": round(course.seconds, 1),
-            "images_per_second": round(steps * global_batch_size / max(course.seconds, 1e-9), 1),
-            "last_step": course.last,
-            "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__},
-        }
-        if outputs is not None:
-            result["evaluation"] = {**stage.measure(outputs), **overlaps}
-        if role.is_chief:
-            records.write_json(os.path.join(place.workdir, records.RESULT), result)
-        meet(strategy)
-    scored = f", {metrics.told(result['evaluation'])} on {measured.source.name}" if measured else ""
-    place.say(f"{stage.name}: done in {duration(course.seconds)}{scored}; see {place.workdir}/{records.RESULT}")
-    return result
+        context.settings.check_read()
+        return RunPlan(
+            stage,
+            optimizer,
+            loop,
+            inputs,
+            schedule=schedule,
+            steps=steps,
+            **length,
+            seed=self.seed,
+            precision=precision,
+            replicas=replicas,
+            checkpoint_every_steps=self.checkpoint_every_steps
+            or max(1, min(1000, num_examples // self.global_batch_size)),
+            record_every_steps=self.record_every_steps,
+            board_images=self.board_images,
+        )
+
+    def _steps_and_epochs(self, num_examples: int) -> tuple[int, float]:
+        if self.steps is None:
+            return train_steps(num_examples, self.epochs, self.global_batch_size), self.epochs
+        return self.steps, self.steps * self.global_batch_size / num_examples
+
+    def run(self, context: RunContext) -> dict:
+        """Trains to the end and measures, or says what a dry run would do; returns what `result.json` says."""
+        plan = self.build(context)
+        measured, overlaps = self._announce(context, plan)
+        costs = plan.stage.costs(plan.global_batch_size)
+        for name, cost in costs.items():
+            context.say(f"  {name.replace('_', ' ')}: {summary.magnitude(cost)}")
+        if context.dry_run:
+            flops = summary.flops_per_image(plan.stage.network)
+            size = f"{plan.stage.network.image_size} pixels"
+            context.say(f"  encoder, forward, one image of {size}: {summary.magnitude(flops)}FLOP")
+            return {"steps": plan.steps, "flops_per_image": flops, **costs}
+        with contextlib.ExitStack() as held:
+            watch = held.enter_context(SigtermWatch())
+            lock = held.enter_context(WorkdirLock(context.workdir)) if context.is_chief else None
+            items = {**plan.stage.checkpoint_items(), "optimizer": plan.optimizer, "step": plan.loop.step}
+            checkpoints = Checkpoints(context.workdir, items, keep=self.keep_checkpoints, chief=context.is_chief)
+            _start(context, plan, checkpoints)
+            done = os.path.join(context.workdir, records.RESULT)
+            if plan.steps_taken >= plan.steps and tf.io.gfile.exists(done):
+                context.say(f"  nothing to do: all {plan.steps} steps were taken before (see {done})")
+                return records.read_json(done)
+            frozen = fingerprint(plan.stage.frozen_variables)
+            outcome = run_outer_loop(context, plan, checkpoints, watch, lock)
+            if fingerprint(plan.stage.frozen_variables) != frozen:
+                raise RuntimeError(f"{plan.stage.name} changed variables that were to stay frozen")
+            result = {**_result(plan, outcome, costs), **self._evaluation(context, plan, measured, overlaps)}
+            if context.is_chief:
+                records.write_json(done, result)
+            meet(context.strategy)
+        scored = f", {metrics.told(result['evaluation'])} on {measured.source.name}" if measured else ""
+        context.say(f"{plan.stage.name}: done in {duration(outcome.seconds)}{scored}; see {done}")
+        return result
+
+    def _announce(self, context: RunContext, plan: RunPlan) -> tuple[Input | None, dict]:
+        """Says what the run is.
+
+        Returns:
+          The examples that it is measured on, None where there are none, and what they share with its training data.
+        """
+        network, examples = plan.stage.network, next(iter(plan.inputs.values())).source
+        measured = plan.stage.eval_input()
+        context.say(
+            f"{plan.stage.name}: {summary.magnitude(plan.num_examples)} images of {examples.name}, {plan.steps} steps "
+            f"of {plan.global_batch_size} ({plan.epochs:g} epochs), {plan.replicas} replica(s), {plan.precision}"
+            + (f" (chosen from precision {self.precision!r})" if plan.precision != self.precision else "")
+        )
+        unlabelled = measured.source if measured and not measured.source.any_label() else None
+        measured = None if unlabelled else measured
+        tested = measured.source if measured else None
+        overlaps = opened.tell_run(context, plan.stage, plan.inputs, tested, plan.global_batch_size)
+        if unlabelled:
+            context.say(
+                f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)"
+            )
+        for name, part in network.parts().items():
+            context.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
+        return measured, overlaps
+
+    def _evaluation(self, context: RunContext, plan: RunPlan, measured: Input | None, overlaps: dict) -> dict:
+        if measured is None:
+            return {}
+        outputs = evaluate.collect(
+            context.strategy,
+            measured,
+            plan.stage.eval_batch,
+            batch_size=self.eval_batch_size or min(512, plan.global_batch_size),
+            max_bad_images=plan.stage.max_bad_images,
+        )
+        return {"evaluation": {**plan.stage.measure(outputs), **overlaps}}
 
 
-def _start(
-    place: Place,
-    stage: Stage,
-    loop: Loop,
-    checkpoints: checkpoint.Checkpoints,
-    schedule: WarmupCosine,
-    numbers: Numbers,
-) -> None:
-    """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
-    chosen = {
-        "global_batch_size": numbers.global_batch_size,
-        "steps": numbers.steps,
-        "epochs": numbers.epochs,
-        "seed": numbers.seed,
-        "precision": numbers.precision,
-        "num_examples": numbers.num_examples,
+def _result(plan: RunPlan, outcome: Outcome, costs: dict) -> dict:
+    """What `result.json` says, but for the measurement."""
+    images = plan.steps * plan.global_batch_size
+    return {
+        "stage": plan.stage.name,
+        **plan.numbers("steps", "epochs", "global_batch_size", "seed", "precision", "replicas"),
+        "encoder_parameters": summary.count_parameters(plan.stage.network.encoder),
+        **costs,
+        "seconds": round(outcome.seconds, 1),
+        "images_per_second": round(images / max(outcome.seconds, 1e-9), 1),
+        "last_step": outcome.last,
+        "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__},
     }
-    mine = identity.identify(place.settings(), **chosen)
-    before = identity.check(place.workdir, stage.describe(), mine)
+
+
+def _start(context: RunContext, plan: RunPlan, checkpoints: Checkpoints) -> None:
+    """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
+    names = ("global_batch_size", "steps", "epochs", "seed", "precision", "num_examples")
+    mine = identity.identify(context.settings.values(), **plan.numbers(*names))
+    before = identity.check(context.workdir, plan.stage.describe(), mine)
     path = checkpoints.resume()
     is_longer = False
-    from_step = checkpoint.latest_step(place.init_from) if place.init_from is not None else None
+    from_step = latest_step(context.init_from) if context.init_from is not None else None
     if path is None:
         mine["init_from_step"] = from_step
-        table = stage.start(place.init_from)
-        if table:
-            place.say(f"  initialized from {place.init_from}")
-        for line in table:
-            place.say(line)
+        table = plan.stage.start(context.init_from)
+        for line in [f"  initialized from {context.init_from}", *table] if table else []:
+            context.say(line)
     else:
-        step = int(loop.step.numpy())
-        place.say(f"  resuming at step {step} from {path}")
-        is_longer = identity.lengthen(mine, before, step)
-        _check_origin(place, before, from_step, is_longer=is_longer)
-        mine["init_from_step"] = before.get("init_from_step")
-        for length in mine.get("earlier_lengths", ()):
-            schedule.shorter_until(length["until_step"], epochs=length["epochs"], num_steps=length["steps"])
-        if is_longer:
-            place.say(
-                f"  the run grows from {before['steps']} steps to {numbers.steps}: from step {step} on its learning "
-                f"rate is that of a run of {numbers.steps}"
-            )
-    check_same_step(place.strategy, int(loop.step.numpy()))
-    if not cluster.role(place.strategy).is_chief:
+        context.say(f"  resuming at step {plan.steps_taken} from {path}")
+        is_longer = _lengthen(context, plan, mine, before, from_step)
+    check_same_step(context.strategy, plan.steps_taken)
+    if not context.is_chief:
         return
-    records.remove_leftovers(place.workdir)
-    is_named = tf.io.gfile.exists(os.path.join(place.workdir, identity.RUN))
-    place.accepted(path is None and not is_named)
+    records.remove_leftovers(context.workdir)
+    is_named = tf.io.gfile.exists(os.path.join(context.workdir, identity.RUN))
+    context.settings.save(context.workdir, is_new=path is None and not is_named)
     if is_longer:
-        records.set_aside_result(place.workdir, before["steps"])
+        records.set_aside_result(context.workdir, before["steps"])
     if path is None or not is_named or is_longer:
-        identity.save(place.workdir, mine)
-    records.write_json(os.path.join(place.workdir, records.ARCHITECTURE), stage.describe())
-    for name, text in stage.files().items():
-        records.write_text(os.path.join(place.workdir, name), text)
+        identity.save(context.workdir, mine)
+    records.write_json(os.path.join(context.workdir, records.ARCHITECTURE), plan.stage.describe())
+    for name, text in plan.stage.files().items():
+        records.write_text(os.path.join(context.workdir, name), text)
 
 
-def _check_origin(place: Place, before: dict, from_step: int | None, *, is_longer: bool) -> None:
+def _lengthen(context: RunContext, plan: RunPlan, mine: dict, before: dict, from_step: int | None) -> bool:
+    """Gives a resumed run the lengths that it had before; returns whether it is longer now."""
+    is_longer = identity.lengthen(mine, before, plan.steps_taken)
+    _check_origin(context, before, from_step, is_longer=is_longer)
+    mine["init_from_step"] = before.get("init_from_step")
+    for length in mine.get("earlier_lengths", ()):
+        plan.schedule.shorter_until(length["until_step"], epochs=length["epochs"], num_steps=length["steps"])
+    if is_longer:
+        context.say(
+            f"  the run grows from {before['steps']} steps to {plan.steps}: from step {plan.steps_taken} on its "
+            f"learning rate is that of a run of {plan.steps}"
+        )
+    return is_longer
+
+
+def _check_origin(context: RunContext, before: dict, from_step: int | None, *, is_longer: bool) -> None:
     """Tells where `--init_from` has been trained further since a run started from it; refuses to lengthen that run."""
     then = before.get("init_from_step")
     if None in (then, from_step) or then == from_step:
         return
-    told = f"this run started from step {then} of --init_from={place.init_from}, which is at step {from_step} by now"
+    told = f"this run started from step {then} of --init_from={context.init_from}, which is at step {from_step} by now"
     if is_longer:
         raise UserError(
             f"{told}; use a new --workdir to start from there, or the run's own length to leave it as it is"
         )
-    place.say(f"  {told}; a new --workdir would start from there")
+    context.say(f"  {told}; a new --workdir would start from there")

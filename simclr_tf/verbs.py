@@ -14,7 +14,7 @@ from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
 from simclr_tf.stages.base import Input
@@ -41,11 +41,11 @@ def _open(
     return Input(source, central(data.image_size))
 
 
-def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "auto") -> dict:
+def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: str = "auto") -> dict:
     """Measures a run's classifier on the whole evaluation split; writes `eval.json`.
 
     Args:
-      place: its `workdir` is the run to measure.
+      context: its `workdir` is the run to measure.
       data: its evaluation split is used.
       batch_size: over all replicas; changes the speed only.
       precision: "auto", "float32", "bfloat16" or "float64".
@@ -57,28 +57,28 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     Raises:
       UserError: where the run has no classifier or the data no labels.
     """
-    with place.strategy.scope():
-        network, description, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
+    with context.strategy.scope():
+        network, description, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
     if network.classifier is None:
         raise UserError(
-            f"--workdir={place.workdir} has no classifier to measure (it was pretrained without labels); "
+            f"--workdir={context.workdir} has no classifier to measure (it was pretrained without labels); "
             "use --mode=linear_eval or finetune with --init_from of it"
         )
-    examples = _open(data, data.eval_split, place.data_dir, network.num_classes, description["class_names"])
-    place.built()
-    opened.tell(place, examples.source, purpose="to measure")
-    before = opened.of_run(place.workdir, "--workdir", examples.source, place.data_dir)
+    examples = _open(data, data.eval_split, context.data_dir, network.num_classes, description["class_names"])
+    context.settings.check_read()
+    opened.tell(context, examples.source, purpose="to measure")
+    before = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir)
     if before is not None and before.count:
-        place.say(f"  trained on: {before.words}; the result says little about new pictures")
-    if place.dry_run:
-        place.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
+        context.say(f"  trained on: {before.words}; the result says little about new pictures")
+    if context.dry_run:
+        context.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
         return {}
 
     def logits(batch):
         return {"logits": network.logits(unit_images(batch["image"]), training=False)}
 
     outputs = evaluate.collect(
-        place.strategy, examples, logits, batch_size=batch_size, max_bad_images=data.max_bad_images
+        context.strategy, examples, logits, batch_size=batch_size, max_bad_images=data.max_bad_images
     )
     scored = (outputs["label"], outputs["logits"])
     report = {
@@ -93,17 +93,17 @@ def run_eval(place: Place, data: Data, batch_size: int = 256, precision: str = "
     }
     if before is not None and before.count:
         report["overlap"] = before._asdict()
-    if not place.is_chief:
+    if not context.is_chief:
         return report
-    records.write_json(os.path.join(place.workdir, "eval.json"), report)
+    records.write_json(os.path.join(context.workdir, "eval.json"), report)
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
-    place.say(
+    context.say(
         f"eval: {metrics.told(report)}{top_5}, calibration error {100 * error:.2f}% of "
-        f"{report['examples']} images of {report['data']}; confusion matrix in {place.workdir}/eval.json"
+        f"{report['examples']} images of {report['data']}; confusion matrix in {context.workdir}/eval.json"
     )
     for name, accuracy in report["per_class"].items():
-        place.say(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
+        context.say(f"  {name:<20} {'no examples' if accuracy is None else f'{100 * accuracy:.1f}%'}")
     return report
 
 
@@ -121,7 +121,7 @@ def _places(
 
 
 def run_knn(
-    place: Place,
+    context: RunContext,
     data: Data,
     num_neighbors: int = 200,
     temperature: float = 0.1,
@@ -131,7 +131,7 @@ def run_knn(
     """Classifies the evaluation split by its neighbours in the training split; writes `knn.json`.
 
     Args:
-      place: its `workdir` is the run whose encoder is used.
+      context: its `workdir` is the run whose encoder is used.
       data: labelled images; both splits are seen through the evaluation's crop.
       num_neighbors: how many vote.
       temperature: of their weights.
@@ -144,12 +144,12 @@ def run_knn(
     Raises:
       UserError: where the data has no labels.
     """
-    with place.strategy.scope():
-        network, _, path = checkpoint.load_network(place.workdir, precision=resolve_precision(precision))
-    splits = [_open(data, split, place.data_dir) for split in (data.train_split, data.eval_split)]
-    place.built()
-    if place.dry_run:
-        place.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
+    with context.strategy.scope():
+        network, _, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
+    splits = [_open(data, split, context.data_dir) for split in (data.train_split, data.eval_split)]
+    context.settings.check_read()
+    if context.dry_run:
+        context.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
         return {}
 
     def features(batch):
@@ -160,12 +160,12 @@ def run_knn(
         }
 
     bank_source, query_source = (split.source for split in splits)
-    opened.tell(place, bank_source, query_source)
+    opened.tell(context, bank_source, query_source)
     shared = overlap.between(bank_source, query_source, labels=True)
     if shared.count:
-        place.say(f"  among the neighbours: {shared.words}; none is a neighbour of its own")
+        context.say(f"  among the neighbours: {shared.words}; none is a neighbour of its own")
     bank, queries = (
-        evaluate.collect(place.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
+        evaluate.collect(context.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
         for split in splits
     )
     once, own = _places(bank, queries, *overlap.rows(bank_source, query_source))
@@ -183,7 +183,7 @@ def run_knn(
     report = {"checkpoint": path, "num_neighbors": num_neighbors, "temperature": temperature, **report}
     if shared.count:
         report["overlap"] = shared._asdict()
-    if place.is_chief:
-        records.write_json(os.path.join(place.workdir, "knn.json"), report)
-    place.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")
+    if context.is_chief:
+        records.write_json(os.path.join(context.workdir, "knn.json"), report)
+    context.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")
     return report

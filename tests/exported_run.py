@@ -10,7 +10,7 @@ from tiny_run import TINY
 from simclr_tf import checkpoint, records
 from simclr_tf.export import verb
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 CLASSES = ["cat", "dog", "a\nlong name"]
@@ -44,7 +44,7 @@ def make_run(workdir, network: Network, step: int = 7) -> str:
 
 
 def export(workdir, output=None, **settings):
-    return verb.run_export(Place(str(workdir), tf.distribute.get_strategy(), output=output), **settings)
+    return verb.run_export(RunContext(str(workdir), tf.distribute.get_strategy(), output=output), **settings)
 
 
 def images(count=4, height=16, width=16) -> np.ndarray:

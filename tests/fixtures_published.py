@@ -9,7 +9,7 @@ import reference
 
 from simclr_tf.convert import recognize, verb
 from simclr_tf.models.published import layout
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 STEP = 1234
@@ -89,4 +89,4 @@ def tf1_shapes(encoder: dict, *, layers=3, classes=1000) -> dict[str, tuple]:
 
 
 def convert(source, workdir, **settings) -> dict:
-    return verb.run_convert(Place(str(workdir), tf.distribute.get_strategy(), source=str(source)), **settings)
+    return verb.run_convert(RunContext(str(workdir), tf.distribute.get_strategy(), source=str(source)), **settings)

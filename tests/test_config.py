@@ -11,7 +11,7 @@ import pytest
 from simclr_tf import config, configurables, recipes, signatures
 from simclr_tf.cluster import make_strategy
 from simclr_tf.errors import UsageError, UserError
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 
 SMOKE = ["embedded_small", "smoke"]
 
@@ -27,7 +27,9 @@ def value(name: str):
 def construct(mode: str, params: list[str] = (), files: list[str] = SMOKE, workdir: str = "unused") -> None:
     """Parses, and builds all that training needs, without a step."""
     config.parse(mode, files, params)
-    configurables.configured("train")(Place(workdir=workdir, strategy=make_strategy("one_device"), dry_run=True))
+    configurables.configured("train")().run(
+        RunContext(workdir=workdir, strategy=make_strategy("one_device"), dry_run=True)
+    )
 
 
 def written(tmp_path, text: str, name: str = "mine.gin") -> str:
@@ -107,7 +109,7 @@ PARAMS = [
     ("ResNet.qqq=1", "it has depth, width, sk_ratio, se_ratio, stem"),
     ("Xyzzy.qqq=1", "choose one of Data, Augment"),
     ("ProjectionHead.input_dim=64", "ProjectionHead has no parameter 'input_dim'"),
-    ("train.place=3", "train has no parameter 'place'"),
+    ("train.context=3", "train has no parameter 'context'"),
     ("train.make_optimizer=@Lras", "@Lras is unknown; did you mean Lars?"),
     ("train.make_optimizer=@Lars()", "is @Lars(); it takes @Lars or @Sgd"),
     ("train.make_optimizer=@ResNet", "is @ResNet; it takes @Lars or @Sgd"),
@@ -198,7 +200,7 @@ UNREAD = [
 def test_what_nothing_reads():
     construct("pretrain", [param for param, _ in UNREAD] + ["ResNet.width = 0.125"])
     with pytest.raises(UserError) as error:
-        config.lint()
+        config.check_read()
     assert "\n" not in str(error.value)
     for param, _ in UNREAD:
         assert f"{param.split(' =')[0]} (--gin_param={param!r})" in str(error.value)
@@ -209,7 +211,7 @@ def test_what_nothing_reads():
 def test_shipped_leftovers_are_no_mistake_and_not_saved():
     """Who takes another optimizer than the recipe's need not unset the recipe's settings."""
     construct("pretrain", ["train.make_optimizer = @AdamW"])
-    config.lint()
+    config.check_read()
     assert "AdamW" in config.config_text()
     assert "Sgd" not in config.config_text()
 
@@ -217,19 +219,19 @@ def test_shipped_leftovers_are_no_mistake_and_not_saved():
 def test_what_is_switched_off_may_keep_its_settings(tmp_path):
     own = written(tmp_path, "Pretrain.make_memory = @Memory\nMemory.queue_size = 64\n")
     construct("pretrain", ["Pretrain.make_memory = None"], files=[*SMOKE, own])
-    config.lint()
+    config.check_read()
     construct("pretrain", ["Pretrain.make_memory = None", "Memory.decay = 0.9"], files=[*SMOKE, own])
     with pytest.raises(UserError, match="nothing here reads Memory.decay"):
-        config.lint()
+        config.check_read()
     construct("pretrain", ["smal/ResNet.depth = 34", "Pretrain.make_encoder = @small/ResNet"])
     with pytest.raises(UserError, match="nothing here reads smal/ResNet.depth"):
-        config.lint()
+        config.check_read()
 
 
 def test_scopes():
     own = ["small/ResNet.depth = 34", "Pretrain.make_encoder = @small/ResNet"]
     construct("pretrain", [*own, "ResNet.se_ratio = 0.0625"])
-    config.lint()
+    config.check_read()
     text = config.config_text()
     assert "small/ResNet.depth = 34" in text
     assert "\nResNet.depth" not in text  # Read by nothing, since the scope has its own.
@@ -238,15 +240,15 @@ def test_scopes():
 
 def test_saved_configuration_says_the_same(tmp_path):
     construct("pretrain", ["Augment.rotation_degrees = (90.0, 180.0)", "train.seed = 0"])
-    config.lint()
+    config.check_read()
     config.save(str(tmp_path), is_new=True)
     config.save_operative(str(tmp_path))
     text = config.config_text()
-    used = config.settings()
+    used = config.values()
     for name in (config.CONFIG, config.OPERATIVE):
         construct("pretrain", files=[os.path.join(tmp_path, name)])
-        config.lint()
-        assert config.settings() == used
+        config.check_read()
+        assert config.values() == used
         if name == config.CONFIG:
             assert config.config_text() == text
     assert "train.seed = 0" in (tmp_path / config.OPERATIVE).read_text()  # A default, made visible.
@@ -256,7 +258,9 @@ def test_errors_of_constructors_stay_one_line():
     """gin lengthens what is raised inside its calls; the original has the one line."""
     config.parse("pretrain", SMOKE, ["ResNet.depth = 17"])
     with pytest.raises(UserError) as error:
-        configurables.configured("train")(Place(workdir="unused", strategy=make_strategy("one_device"), dry_run=True))
+        configurables.configured("train")().run(
+            RunContext(workdir="unused", strategy=make_strategy("one_device"), dry_run=True)
+        )
     assert "\n" not in str(error.value.original)
     assert str(error.value.original).startswith("ResNet.depth is 17")
 

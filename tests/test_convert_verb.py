@@ -18,7 +18,7 @@ from simclr_tf.convert import recognize, verb
 from simclr_tf.convert.recognize import read_names
 from simclr_tf.convert.source import Source
 from simclr_tf.errors import UserError
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 SMALL = {"depth": 10, "width": 0.125, "sk_ratio": 0.0, "se_ratio": 0.0, "stem": "cifar"}
@@ -124,7 +124,7 @@ def test_trained_weights_are_preferred_and_ema_ones_can_be_had(tmp_path):
 
 
 def told(source, workdir, **settings) -> int:
-    place = Place(str(workdir), tf.distribute.get_strategy(), source=str(source), dry_run=True)
+    place = RunContext(str(workdir), tf.distribute.get_strategy(), source=str(source), dry_run=True)
     return verb.run_convert(place, **settings)["classifier_layer"]
 
 

@@ -155,7 +155,7 @@ def test_without_labels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_fraction": 0}, r"label_fraction is 0; use a number in \(0, 1\]"),
+        ({"label_fraction": 0}, "label_fraction is 0; use a number above 0 and at most 1"),
         ({"label_fraction": 1.5}, "label_fraction is 1.5"),
         ({"label_fraction": "10%"}, "label_fraction is '10%'"),
         ({"label_fraction": True}, "label_fraction is True"),

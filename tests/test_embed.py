@@ -14,7 +14,7 @@ from simclr_tf import embed, neighbors, vectors
 from simclr_tf.data.decode import decode
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.export.module import preprocess
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 SETTINGS = {"batch_size": 4, "images_per_part": 8}
@@ -33,8 +33,8 @@ def pictures(tmp_path_factory) -> str:
     return str(folder)
 
 
-def place(workdir, pictures, output, **more) -> Place:
-    return Place(workdir, tf.distribute.get_strategy(), source=f"folder:{pictures}", output=str(output), **more)
+def place(workdir, pictures, output, **more) -> RunContext:
+    return RunContext(workdir, tf.distribute.get_strategy(), source=f"folder:{pictures}", output=str(output), **more)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_flops_of_resnet50_are_about_the_published_four_billion():
         (lambda: ResNet(50, width=0.3), "ResNet.width is 0.3"),
         (lambda: ResNet(50, sk_ratio=-1), "ResNet.sk_ratio is -1"),
         (lambda: ResNet(50, stem="small"), "imagenet, cifar"),
-        (lambda: ProjectionHead(8, num_layers=5), "choose 0 to 4"),
+        (lambda: ProjectionHead(8, num_layers=5), "from 0 to 4"),
         (lambda: ProjectionHead(8, output_dim=0), "output_dim is 0"),
         (lambda: resolve_precision("half"), "choose one of auto"),
     ],

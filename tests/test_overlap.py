@@ -15,7 +15,7 @@ from simclr_tf.data import overlap
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import labelled_subset
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 Image = pytest.importorskip("PIL.Image")
@@ -107,7 +107,7 @@ def test_classes_that_one_side_lacks(folder, tmp_path, capsys):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(next(folder.glob("a/*.png")), path)
-    place = Place(str(tmp_path), tf.distribute.get_strategy())
+    place = RunContext(str(tmp_path), tf.distribute.get_strategy())
     train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train+unlabeled", "test"))
     opened.tell(place, train, test)
     assert capsys.readouterr().out.splitlines() == [
@@ -150,7 +150,7 @@ def test_inherited_splits(mode, changes, params, splits, told):
 
     parse(inherited)
     lines = inherited_splits.settle(parse, inherited, mode=mode, flag="--x", data_dir=None)
-    data = Data(**config.values("Data"))
+    data = Data(**config.bound_values("Data"))
     assert (data.train_split, data.eval_split) == splits
     assert len(lines) == (told is not None)
     assert told is None or told in lines[0]

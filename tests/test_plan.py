@@ -18,14 +18,14 @@ from tiny_run import BATCH, TinyRun, batches
 
 from simclr_tf import collectives
 from simclr_tf.class_names import known_class_names
-from simclr_tf.collectives import OneProgram
+from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.described import DescribedSource, numbers_suffice
 from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
-from simclr_tf.place import Built
 from simclr_tf.plan import chips, environment, export, hlo
+from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Input
 
@@ -38,15 +38,15 @@ needs_plan_env = pytest.mark.skipif(
 )
 
 
-def built(replicas: int) -> tuple[Built, OneProgram, TinyRun]:
+def built(replicas: int) -> tuple[RunPlan, ReplicaProgram, TinyRun]:
     """A run of `TinyRun`'s, as a planner sees it."""
     keras.backend.reset_uids()
     run = TinyRun(precision="float32")
-    program = OneProgram(replicas)
+    program = ReplicaProgram(replicas)
     with program.scope():
         loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
     inputs = run.stage.train_inputs()
-    return Built(run.stage, run.optimizer, loop, inputs, BATCH, 64, STEPS, STEPS / 8, 3, "float32"), program, run
+    return RunPlan(run.stage, run.optimizer, loop, inputs, BATCH, 64, STEPS, STEPS / 8, 3, "float32"), program, run
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +59,16 @@ def exported(tmp_path_factory):
         for i, batch in enumerate(batches(1, STEPS)(None).as_numpy_iterator())
         for name, array in batch["images"].items()
     }
-    plain = OneProgram.sum
+    plain = ReplicaProgram.sum
 
     def counting(self, value):
         sums.append(math.prod(value.shape) * value.dtype.size)
         return plain(self, value)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OneProgram, "sum", counting)
+        patch.setattr(ReplicaProgram, "sum", counting)
         for replicas in (1, 2):
-            program = OneProgram(replicas)
+            program = ReplicaProgram(replicas)
             loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
             steps[replicas] = export.export(one._replace(loop=loop), program)
             folders[replicas] = str(tmp_path_factory.mktemp(f"step_{replicas}"))
@@ -138,7 +138,7 @@ def test_exchanged_bytes_are_those_that_the_step_sums(exported):
 
 
 def test_one_program_ends_with_its_trace():
-    program = OneProgram(4)
+    program = ReplicaProgram(4)
     assert collectives.num_replicas() == 1
     with program.tracing():
         assert collectives.num_replicas() == 4

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _results_page, results  # noqa: E402
-from simclr_tf import cli, command_flags, config  # noqa: E402
+from simclr_tf import cli, command_flags, config, configurables  # noqa: E402, F401
 
 TASKS = [task for task in results.tasks(list(results.STUDIES)) if task.seed == 0]
 

@@ -25,10 +25,10 @@ from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.optim.schedules import WarmupCosine
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext, Settings
 from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
-from simclr_tf.train import train
+from simclr_tf.train import Training
 
 STEPS = 9
 
@@ -49,21 +49,25 @@ def make(*, depth=6, images=None, queue_size=40, output_dim=8, precision="float3
     )
 
 
-def run(workdir, *, depth=6, images=None, place=None, **changes) -> dict:
+def run(workdir, *, depth=6, images=None, settings=None, **changes) -> dict:
     """A pretraining run with a memory, in this process."""
 
     def make_stage(precision, data_dir):
         return make(depth=depth, images=images, precision=precision, data_dir=data_dir)
 
-    settings = {"global_batch_size": 16, "steps": STEPS, "seed": 1, "precision": "float32", "checkpoint_every_steps": 3}
-    settings["board_images"] = 0
-    return train(
-        Place(str(workdir), make_strategy("one_device"), **(place or {})),
-        make_stage,
-        Lars,
-        lambda: WarmupCosine(base_learning_rate=0.5, warmup_fraction=0.2),
-        **{**settings, **changes},
+    asked = {"global_batch_size": 16, "steps": STEPS, "seed": 1, "precision": "float32", "checkpoint_every_steps": 3}
+    asked["board_images"] = 0
+    training = Training(
+        make_stage, Lars, lambda: WarmupCosine(base_learning_rate=0.5, warmup_fraction=0.2), **{**asked, **changes}
     )
+    return training.run(RunContext(str(workdir), make_strategy("one_device"), settings=settings or Settings()))
+
+
+class Terminate(Settings):
+    """Ends the run after its first step."""
+
+    def save_operative(self, workdir) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def digest(workdir) -> str:
@@ -144,9 +148,8 @@ def test_killed_while_saving(whole, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_started_again_on_a_remote_workdir(whole):
     workdir = "ram://runs/remote"
-    terminate = {"stepped": lambda: os.kill(os.getpid(), signal.SIGTERM)}
     with pytest.raises(StartAgain, match="saved at step 1 of 9") as stopped:
-        run(workdir, place=terminate)
+        run(workdir, settings=Terminate())
     assert stopped.value.exit_code == 75
     assert checkpoint.newest(workdir).endswith("step-1")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -220,7 +223,7 @@ def test_a_run_that_grows_is_exact_however_it_is_interrupted(whole, tmp_path):
     straight, broken = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("straight", "broken"))
     run(straight, steps=15)
     with pytest.raises(StartAgain, match="saved at step 10 of 15"):
-        run(broken, steps=15, place={"stepped": lambda: os.kill(os.getpid(), signal.SIGTERM)})
+        run(broken, steps=15, settings=Terminate())
     for step in (9, 10):  # What is left is from before the run grew.
         (broken / "checkpoints" / f"step-{step}.index").unlink()
     run(broken, steps=15)

@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Iterator
 
-from simclr_tf import checkpoint, records, summary
+from simclr_tf import checkpoint, checks, records, summary
 from simclr_tf.class_names import numbered_classes
 from simclr_tf.convert import recognize
 from simclr_tf.convert.recognize import Architecture, Found
@@ -15,7 +15,7 @@ from simclr_tf.convert.saved_model import read_lists
 from simclr_tf.convert.source import Source
 from simclr_tf.errors import UsageError, UserError
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 STAGE = "convert"
@@ -35,7 +35,7 @@ _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
 
 def run_convert(
-    place: Place,
+    context: RunContext,
     weights: str = "auto",
     classifier_layer: int | None = None,
     image_size: int | None = None,
@@ -44,7 +44,7 @@ def run_convert(
     """Reads a published SimCLR checkpoint and writes a workdir with the same network.
 
     Args:
-      place: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its
+      context: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its
         `workdir` is made.
       weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
         where they are.
@@ -62,11 +62,11 @@ def run_convert(
     Raises:
       UserError: for a checkpoint that cannot be placed whole; nothing is written then.
     """
-    _check_settings(place, weights, image_size)
-    source, found = _read(place.source, weights)
+    _check_settings(context, weights, image_size)
+    source, found = _read(context.source, weights)
     architecture = recognize.understand(found, source.shapes, source.path)
-    layer, why = _classifier_layer(architecture, classifier_layer, place.source)
-    assumed = "" if why else _assumed(layer, architecture.classifier_layers, place.source)
+    layer, why = _classifier_layer(architecture, classifier_layer, context.source)
+    assumed = "" if why else _assumed(layer, architecture.classifier_layers, context.source)
     description = {
         "encoder": architecture.encoder,
         "head": architecture.head,
@@ -76,36 +76,34 @@ def run_convert(
     }
     names = _class_names(class_names, architecture.num_classes)
     step = source.read_step(recognize.STEP_KEYS)
-    place.built()
-    if not place.is_chief:
+    context.settings.check_read()
+    if not context.is_chief:
         return description
     print(_report(source, found, architecture, step, f"{_named(layer)} ({why or 'assumed'})"))
     if assumed:
         print(f"  assumed     {assumed}")
-    if place.dry_run:
+    if context.dry_run:
         return description
-    _clear_unfinished(place.workdir)
-    _check_new(place.workdir)
+    _clear_unfinished(context.workdir)
+    _check_new(context.workdir)
     network = Network.from_description(description)
     _fill(network, found, source)
-    _write(place.workdir, network, step, names, place.source, assumed)
+    _write(context.workdir, network, step, names, context.source, assumed)
     print(
-        f"  wrote {place.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
+        f"  wrote {context.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
         "--init_from, and as --workdir of the modes that look at a run"
     )
     return description
 
 
-def _check_settings(place: Place, weights: str, image_size: int | None) -> None:
-    if not place.source:
+def _check_settings(context: RunContext, weights: str, image_size: int | None) -> None:
+    if not context.source:
         raise UsageError("--source is missing; give --mode=convert the checkpoint to read")
-    if weights not in _WEIGHTS:
-        raise UserError(f"convert.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
-    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
-        raise UserError(f"convert.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
-    if tf.io.gfile.exists(os.path.join(place.source, records.ARCHITECTURE)):
+    checks.choice("convert.weights", weights, _WEIGHTS)
+    checks.whole("convert.image_size", image_size, least=8, optional=True, hint=", in pixels")
+    if tf.io.gfile.exists(os.path.join(context.source, records.ARCHITECTURE)):
         raise UserError(
-            f"--source={place.source} is a workdir of this project already; use it as it is, with --init_from"
+            f"--source={context.source} is a workdir of this project already; use it as it is, with --init_from"
         )
 
 

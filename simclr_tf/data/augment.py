@@ -7,11 +7,11 @@ stateless seeds and gives the same numbers eagerly, in tf.data and under XLA, fo
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
 
+from simclr_tf import checks
 from simclr_tf.data.addons_ops import random_cutout, random_rotation
 from simclr_tf.data.blur import random_blur
 from simclr_tf.data.color import BRIGHTNESS_KINDS, color_jitter, random_gray
@@ -89,31 +89,34 @@ class Augment:
         Raises:
           UserError: a value out of its range, or cutout or rotation without tensorflow-addons.
         """
-        self.area_range = (_within("area_min", area_min, 0, 1, low_excluded=True), _within("area_max", area_max, 0, 1))
+        self.area_range = (
+            _within("area_min", area_min, above=0, most=1),
+            _within("area_max", area_max, least=0, most=1),
+        )
         self.ratio_range = (
-            _within("ratio_min", ratio_min, 0, math.inf, low_excluded=True),
-            _within("ratio_max", ratio_max, 0, math.inf),
+            _within("ratio_min", ratio_min, above=0),
+            _within("ratio_max", ratio_max, above=0),
         )
         _ordered("area_min", area_min, "area_max", area_max)
         _ordered("ratio_min", ratio_min, "ratio_max", ratio_max)
-        if not isinstance(flip, bool):
-            raise UserError(f"Augment: flip is {flip!r}; use True or False")
+        checks.switch("Augment.flip", flip)
         self.flip = flip
-        self.color_strength = _within("color_strength", color_strength, 0, _GREATEST_STRENGTH)
-        self.jitter_probability = _within("jitter_probability", jitter_probability, 0, 1)
-        self.gray_probability = _within("gray_probability", gray_probability, 0, 1)
-        self.blur_probability = _within("blur_probability", blur_probability, 0, 1)
-        self.cutout_probability = _within("cutout_probability", cutout_probability, 0, 1)
-        self.cutout_fraction = _within("cutout_fraction", cutout_fraction, 0, 1, low_excluded=True, high_excluded=True)
-        self.rotation_probability = _within("rotation_probability", rotation_probability, 0, 1)
+        self.color_strength = _within("color_strength", color_strength, least=0, most=_GREATEST_STRENGTH)
+        self.jitter_probability = _within("jitter_probability", jitter_probability, least=0, most=1)
+        self.gray_probability = _within("gray_probability", gray_probability, least=0, most=1)
+        self.blur_probability = _within("blur_probability", blur_probability, least=0, most=1)
+        self.cutout_probability = _within("cutout_probability", cutout_probability, least=0, most=1)
+        self.cutout_fraction = _within("cutout_fraction", cutout_fraction, above=0, below=1)
+        self.rotation_probability = _within("rotation_probability", rotation_probability, least=0, most=1)
         self.rotation_degrees = _angles("rotation_degrees", rotation_degrees)
         self.steps_without_xla = tuple(
             name for name in ("cutout_probability", "rotation_probability") if getattr(self, name) > 0
         )
-        self.crop = _one_of("crop", crop, CROP_KINDS)
-        self.brightness = _one_of("brightness", brightness, BRIGHTNESS_KINDS)
+        checks.choice("Augment.crop", crop, CROP_KINDS)
+        checks.choice("Augment.brightness", brightness, BRIGHTNESS_KINDS)
+        self.crop, self.brightness = crop, brightness
         for name in self.steps_without_xla:
-            addons(f"Augment: {name} = {getattr(self, name):g}")
+            addons(f"Augment.{name} = {getattr(self, name):g}")
         self._steps = self._configured_steps()
 
     def _configured_steps(self) -> list[tuple[RandomStep, dict[str, Any]]]:
@@ -195,38 +198,18 @@ class Augment:
         }
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise UserError(f"Augment: {name} is {value!r}; use a finite number")
+def _within(name: str, value: Any, **bounds: float) -> float:
+    checks.number(f"Augment.{name}", value, **bounds)
     return float(value)
-
-
-def _within(
-    name: str, value: Any, low: float, high: float, *, low_excluded: bool = False, high_excluded: bool = False
-) -> float:
-    number = _number(name, value)
-    too_low = number <= low if low_excluded else number < low
-    too_high = number >= high if high_excluded else number > high
-    if too_low or too_high:
-        least = f"above {low:g}" if low_excluded else f"{low:g} or more"
-        most = "" if math.isinf(high) else f" and below {high:g}" if high_excluded else f" and {high:g} at most"
-        raise UserError(f"Augment: {name} is {value!r}; it has to be {least}{most}")
-    return number
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UserError(f"Augment: {name} is {value!r}; choose one of {', '.join(choices)}")
-    return value
 
 
 def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
     if low > high:
-        raise UserError(f"Augment: {low_name} is {low!r}, over {high_name}, which is {high!r}; exchange or change them")
+        raise UserError(f"Augment.{low_name} is {low!r}, over {high_name}, which is {high!r}; exchange or change them")
 
 
 def _angles(name: str, value: Any) -> tuple[float, ...]:
     angles = (value,) if isinstance(value, numbers.Real) else value
     if isinstance(angles, str) or not isinstance(angles, Sequence) or not angles:
-        raise UserError(f"Augment: {name} is {value!r}; use a list of angles in degrees, such as (90, 180, 270)")
-    return tuple(_number(name, angle) for angle in angles)
+        raise UserError(f"Augment.{name} is {value!r}; use a list of angles in degrees, such as (90, 180, 270)")
+    return tuple(_within(name, angle) for angle in angles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simclr_tf import checks
 from simclr_tf.data import groups
 from simclr_tf.data.base import Source
 from simclr_tf.data.sources import open_source
@@ -52,19 +53,11 @@ class Data:
             for which it finds the same, in its first pair of parentheses if it has one, stay together where a split is
             drawn by lot or sliced.
         """
-        if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8:
-            raise UserError(f"Data.image_size is {image_size!r}; use a whole number of pixels, at least 8")
-        if not isinstance(max_bad_images, int) or isinstance(max_bad_images, bool) or max_bad_images < 0:
-            raise UserError(f"Data.max_bad_images is {max_bad_images!r}; use a whole number of at least 0")
-        if not isinstance(subset_seed, int) or isinstance(subset_seed, bool):
-            raise UserError(f"Data.subset_seed is {subset_seed!r}; use a whole number")
-        if not isinstance(download, bool):
-            raise UserError(f"Data.download is {download!r}; use True or False")
-        if bit_depth is not None and (type(bit_depth) is not int or bit_depth not in range(8, 17)):
-            raise UserError(
-                f"Data.bit_depth is {bit_depth!r}; use a whole number from 8 to 16, such as 12 for values from 0 to "
-                "4095, or None for all 16 bits"
-            )
+        checks.whole("Data.image_size", image_size, least=8, hint=", in pixels")
+        checks.whole("Data.max_bad_images", max_bad_images, least=0)
+        checks.whole("Data.subset_seed", subset_seed, least=None)
+        checks.switch("Data.download", download)
+        checks.whole("Data.bit_depth", bit_depth, least=8, most=16, optional=True, hint=" for all 16 bits")
         if balance not in (None, "classes"):
             raise UserError(f"Data.balance is {balance!r}; use 'classes', or None to show each example once an epoch")
         groups.check(group_by)
@@ -156,11 +149,7 @@ def _check_subset(fraction: float | None, per_class: int | None, list_file: str 
     if len(given) > 1:
         said = " and ".join(f"Data.{name} = {value!r}" for name, value in given.items())
         raise UserError(f"{said} exclude each other; give one, and None to the other")
-    number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-    if fraction is not None and (not number or not 0 < fraction <= 1):
-        raise UserError(f"Data.label_fraction is {fraction!r}; use a number in (0, 1], such as 0.1 for 10 %")
-    whole = isinstance(per_class, int) and not isinstance(per_class, bool)
-    if per_class is not None and (not whole or per_class < 1):
-        raise UserError(f"Data.labels_per_class is {per_class!r}; use a whole number of at least 1")
+    checks.number("Data.label_fraction", fraction, above=0, most=1, optional=True, hint="; 0.1 is 10 %")
+    checks.whole("Data.labels_per_class", per_class, optional=True)
     if list_file is not None and (not isinstance(list_file, str) or not list_file):
         raise UserError(f"Data.label_list is {list_file!r}; use the path of a text file")

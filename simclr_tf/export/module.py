@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 
+from simclr_tf import checks
 from simclr_tf.data.augment import unit_images
 from simclr_tf.data.decode import decode
 from simclr_tf.data.prepare import central
-from simclr_tf.errors import UserError
 from simclr_tf.models.means import flat
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
@@ -50,8 +50,8 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
       of any size and returns features [B, D] or logits [B, C]; with `return_endpoints` a dictionary, in which they are
       "default". `signatures` are not set yet.
     """
-    if kind == FEATURES and layer not in layers(network):
-        raise UserError(f"export.layer is {layer!r}; choose one of {', '.join(layers(network))}")
+    if kind == FEATURES:
+        checks.choice("export.layer", layer, layers(network))
     module = Reusable()
     parts = [part for name, part in network.parts().items() if kind == CLASSIFIER or name != "classifier"]
     # The variables alone: of Keras layers, saving would trace every single one several times.

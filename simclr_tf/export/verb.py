@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from simclr_tf import checkpoint, records, summary
+from simclr_tf import checkpoint, checks, records, summary
 from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.crop import EVALUATION_PROPORTION, LARGEST_UNCROPPED_SIZE
 from simclr_tf.data.sources import open_source
@@ -17,7 +17,7 @@ from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, versions
 from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset, layers, make_module, preprocess, write
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
 _WEIGHTS = ("trained", "momentum")
@@ -27,7 +27,7 @@ _FILES = {**{name: file for name, (file, _) in formats.WRITERS.items()}, "torch"
 
 
 def run_export(
-    place: Place,
+    context: RunContext,
     layer: str = "final_avg_pool",
     formats: list[str] | tuple[str, ...] = (),
     image_size: int | None = None,
@@ -41,7 +41,7 @@ def run_export(
     name.
 
     Args:
-      place: its `workdir` is the run; its `output` the folder to write to, None for `export` in the workdir.
+      context: its `workdir` is the run; its `output` the folder to write to, None for `export` in the workdir.
       layer: which output is the feature vector: "final_avg_pool", "head_layer_1" .., or a map such as "block_group4".
       formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's
         ResNet).
@@ -57,9 +57,7 @@ def run_export(
     """
     wanted = list(formats)
     _check_settings(wanted, image_size, keep, weights)
-    network, description, path = checkpoint.load_network(place.workdir)
-    if weights == "momentum":
-        _take_momentum(network, path, place.workdir)
+    network, description, path = checkpoint.load_network(context.workdir, momentum=weights == "momentum")
     if "torch" in wanted and layer != "final_avg_pool":
         raise UserError(
             f"export.layer is {layer!r}, and torchvision's ResNet, for which export.formats has 'torch', ends in "
@@ -68,18 +66,17 @@ def run_export(
     if "torch" in wanted:
         pytorch.state_dict(network, classifier=network.classifier is not None)
     _check_size(wanted, sum(summary.count_parameters(part) for part in network.parts().values()))
-    if layer not in layers(network):
-        raise UserError(f"export.layer is {layer!r}; choose one of {', '.join(layers(network))}")
+    checks.choice("export.layer", layer, layers(network))
     size = image_size or network.image_size
     step = _step(path)
-    output = place.output or os.path.join(place.workdir, "export")
+    output = context.output or os.path.join(context.workdir, "export")
     kinds = [FEATURES, *([CLASSIFIER] if network.classifier is not None else [])]
-    place.built()
+    context.settings.check_read()
     details = {kind: _details(kind, network, description, layer, size, path, step, weights) for kind in kinds}
-    if place.dry_run:
+    if context.dry_run:
         print(f"export: would write {', '.join(f'{output}/{kind}/{step}' for kind in kinds)} from {path}")
         return {}
-    if not place.is_chief:
+    if not context.is_chief:
         return {}
     finished: dict[str, str] = {}
     for kind in kinds:
@@ -105,12 +102,9 @@ def _check_settings(wanted: list[str], image_size: int | None, keep: int, weight
     for name in wanted:
         if name not in _FILES:
             raise UserError(f"export.formats has {name!r}; choose of {', '.join(_FILES)}")
-    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 8):
-        raise UserError(f"export.image_size is {image_size!r}; use a whole number of pixels, at least 8, or None")
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise UserError(f"export.keep is {keep!r}; use a whole number of at least 1")
-    if weights not in _WEIGHTS:
-        raise UserError(f"export.weights is {weights!r}; choose one of {', '.join(_WEIGHTS)}")
+    checks.whole("export.image_size", image_size, least=8, optional=True, hint=", in pixels")
+    checks.whole("export.keep", keep)
+    checks.choice("export.weights", weights, _WEIGHTS)
     formats.check_available(wanted)
 
 
@@ -121,18 +115,6 @@ def _check_size(wanted: list[str], num_parameters: int) -> None:
             f"export.formats has {limited[0]!r}, a format of files below 2 GiB, and the network's weights take "
             f"{4 * num_parameters / 2**30:.1f} GiB; leave it out: SavedModels have no such limit"
         )
-
-
-def _take_momentum(network: Network, path: str, workdir: str) -> None:
-    """Replaces encoder and head by the momentum network's; the classifier was trained on the others."""
-    keys = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-    if not any(key.startswith("memory/network/encoder/") for key in keys):
-        raise UserError(
-            f"export.weights is 'momentum', but --workdir={workdir} was trained without a memory; use 'trained'"
-        )
-    parts = {f"memory/network/{name}": part for name, part in network.parts().items() if name != "classifier"}
-    checkpoint.read_matched(parts, path)
-    network.classifier = None
 
 
 def _step(path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simclr_tf import checks
 from simclr_tf.errors import UserError
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.stack import keras, tf
@@ -45,10 +46,8 @@ class ProjectionHead(keras.Model):
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)
-        if num_layers not in range(5):
-            raise UserError(f"ProjectionHead.num_layers is {num_layers!r}; choose 0 to 4")
-        if not isinstance(output_dim, int) or output_dim < 1:
-            raise UserError(f"ProjectionHead.output_dim is {output_dim!r}; use a positive whole number, such as 128")
+        checks.whole("ProjectionHead.num_layers", num_layers, least=0, most=4)
+        checks.whole("ProjectionHead.output_dim", output_dim, hint=", such as 128")
         if used_layers is not None and used_layers not in range(num_layers + 1):
             raise UserError(
                 f"layer {used_layers!r} of the projection head is asked for, but the head has {num_layers} layer(s); "

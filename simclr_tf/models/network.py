@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from simclr_tf import checks
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import Classifier, ProjectionHead
 from simclr_tf.models.resnet import ResNet
@@ -231,8 +232,7 @@ def with_first_layers(
     Raises:
       UserError: for a layer that cannot be.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise UserError(f"{owner}.head_layer is {count!r}; use 0 (the encoder's output) or a layer's number")
+    checks.whole(f"{owner}.head_layer", count, least=0, hint="; 0 is the encoder's output")
     if count == 0:
         return None
     if make_head is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simclr_tf import checks
 from simclr_tf.errors import UserError
 from simclr_tf.models.blocks import ConvNorm, ResidualBlock, basic_block, bottleneck
 from simclr_tf.models.means import spatial_mean
@@ -56,19 +57,15 @@ class ResNet(keras.Model):
           UserError: for an architecture that does not exist.
         """
         super().__init__(**kwargs)
-        if depth not in DEPTHS:
-            raise UserError(f"ResNet.depth is {depth!r}; choose one of {', '.join(map(str, DEPTHS))}")
-        if stem not in _STEMS:
-            raise UserError(f"ResNet.stem is {stem!r}; choose one of {', '.join(_STEMS)}")
+        checks.choice("ResNet.depth", depth, DEPTHS)
+        checks.choice("ResNet.stem", stem, _STEMS)
         if not isinstance(width, (int, float)) or width <= 0 or (64 * width) % 2:
             raise UserError(
                 f"ResNet.width is {width!r}; use 1-4, or a fraction that keeps 64 x width even, such as 0.25"
             )
         for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
-            if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-                raise UserError(f"ResNet.{name} is {ratio!r}; use a number from 0 (off) to 1, such as 0.0625")
-        if not isinstance(remat, bool):
-            raise UserError(f"ResNet.remat is {remat!r}; use True or False")
+            checks.number(f"ResNet.{name}", ratio, least=0, most=1, hint=", such as 0.0625; 0 is off")
+        checks.switch("ResNet.remat", remat)
         block, expansion, counts = DEPTHS[depth]
         if sk_ratio > 0 and block is basic_block:
             raise UserError(

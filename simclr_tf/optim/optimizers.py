@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simclr_tf.errors import UserError
+from simclr_tf import checks
 from simclr_tf.stack import addons, tf
 
 
@@ -19,10 +19,10 @@ def trust_ratio(weight_norm: tf.Tensor, update_norm: tf.Tensor, *, trust_coeffic
     return tf.where(usable, trust_coefficient * weight_norm / safe, tf.ones_like(weight_norm))
 
 
-def _check(owner: str, **ranges: tuple[float, float, float]) -> None:
-    for name, (value, low, high) in ranges.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"{owner}.{name} is {value!r}; use a number from {low:g} to {high:g}")
+def _check(owner: str, *, weight_decay: float, **shares: float) -> None:
+    for name, value in shares.items():
+        checks.number(f"{owner}.{name}", value, least=0, most=1)
+    checks.number(f"{owner}.weight_decay", weight_decay, least=0, most=10)
 
 
 class Optimizer(tf.Module):
@@ -103,9 +103,9 @@ class Lars(Optimizer):
         super().__init__()
         _check(
             "Lars",
-            momentum=(momentum, 0, 1),
-            weight_decay=(weight_decay, 0, 10),
-            trust_coefficient=(trust_coefficient, 0, 1),
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
         )
         self._momentum, self._weight_decay, self._trust_coefficient = momentum, weight_decay, trust_coefficient
 
@@ -133,7 +133,7 @@ class Sgd(Optimizer):
           weight_decay: wd, of variables that are not excluded.
         """
         super().__init__()
-        _check("Sgd", momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, 10))
+        _check("Sgd", momentum=momentum, weight_decay=weight_decay)
         self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
 
     def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
@@ -162,10 +162,10 @@ class AdamW(Optimizer):
         super().__init__()
         _check(
             "AdamW",
-            beta_1=(beta_1, 0, 1),
-            beta_2=(beta_2, 0, 1),
-            epsilon=(epsilon, 0, 1),
-            weight_decay=(weight_decay, 0, 10),
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
         )
         self._beta_1, self._beta_2, self._epsilon, self._weight_decay = beta_1, beta_2, epsilon, weight_decay
 
@@ -203,10 +203,10 @@ class Lamb(Optimizer):
         self._make = addons("the LAMB optimizer").optimizers.LAMB
         _check(
             "Lamb",
-            beta_1=(beta_1, 0, 1),
-            beta_2=(beta_2, 0, 1),
-            epsilon=(epsilon, 0, 1),
-            weight_decay=(weight_decay, 0, 10),
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
         )
         self._moments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
         self._weight_decay = weight_decay

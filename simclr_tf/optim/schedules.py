@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from simclr_tf import checks
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -41,16 +42,12 @@ class WarmupCosine:
         Raises:
           UserError: for values that make no schedule.
         """
-        if not isinstance(base_learning_rate, (int, float)) or not 0 <= base_learning_rate < math.inf:
-            raise UserError(f"WarmupCosine.base_learning_rate is {base_learning_rate!r}; use a number of at least 0")
-        if scaling not in _SCALINGS:
-            raise UserError(f"WarmupCosine.scaling is {scaling!r}; choose one of {', '.join(_SCALINGS)}")
+        checks.number("WarmupCosine.base_learning_rate", base_learning_rate, least=0)
+        checks.choice("WarmupCosine.scaling", scaling, _SCALINGS)
+        checks.number("WarmupCosine.warmup_epochs", warmup_epochs, least=0, optional=True)
+        checks.number("WarmupCosine.warmup_fraction", warmup_fraction, least=0, most=1, optional=True)
         if warmup_epochs is not None and warmup_fraction is not None:
             raise UserError("WarmupCosine has both warmup_epochs and warmup_fraction; set one of them to None")
-        if warmup_epochs is not None and not warmup_epochs >= 0:
-            raise UserError(f"WarmupCosine.warmup_epochs is {warmup_epochs!r}; use a number of at least 0")
-        if warmup_fraction is not None and not 0 <= warmup_fraction <= 1:
-            raise UserError(f"WarmupCosine.warmup_fraction is {warmup_fraction!r}; use a number from 0 to 1")
         self._base, self._scaling = base_learning_rate, scaling
         self._warmup_epochs, self._warmup_fraction = warmup_epochs, warmup_fraction
         self._earlier: list[tuple[int, int, int]] = []

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_tf import records
-from simclr_tf.collectives import OneProgram
+from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
-from simclr_tf.place import Built
 from simclr_tf.plan import hlo
+from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import tf
 
 HLO, MANIFEST, INITIAL, BATCHES = "step.hlo", "manifest.json", "initial.npz", "batches.npz"
@@ -75,7 +75,7 @@ def hollow_variables() -> Iterator[None]:
         yield
 
 
-def _batch_arguments(built: Built, per_replica: dict[str, int]) -> list[tuple[str, str, tf.TensorSpec]]:
+def _batch_arguments(built: RunPlan, per_replica: dict[str, int]) -> list[tuple[str, str, tf.TensorSpec]]:
     """What `data.pipeline.train_dataset` makes of each stream: (stream, tensor's name, spec), in a fixed order."""
     rows = []
     for stream, source in built.inputs.items():
@@ -85,7 +85,7 @@ def _batch_arguments(built: Built, per_replica: dict[str, int]) -> list[tuple[st
     return rows
 
 
-def _named_variables(built: Built) -> dict[str, tf.Variable]:
+def _named_variables(built: RunPlan) -> dict[str, tf.Variable]:
     """Every variable that a checkpoint of the run would hold, and the teacher's, by part, position and own name."""
     parts = {**built.stage.checkpoint_items(), "optimizer": built.optimizer}
     named: dict[int, tuple[str, tf.Variable]] = {}
@@ -97,14 +97,14 @@ def _named_variables(built: Built) -> dict[str, tf.Variable]:
     return dict(named.values())
 
 
-def batch_sizes(built: Built, replicas: int, batch_size: int | None = None) -> dict[str, int]:
+def batch_sizes(built: RunPlan, replicas: int, batch_size: int | None = None) -> dict[str, int]:
     """Returns each stream's examples on a replica: the run's own, or in proportion to so many of the first stream."""
-    usual = {name: (stream.batch_size or built.global_batch_size) // replicas for name, stream in built.inputs.items()}
+    usual = {name: size // replicas for name, size in built.batch_sizes.items()}
     first = next(iter(usual.values()))
     return {name: max(1, size * (batch_size or first) // first) for name, size in usual.items()}
 
 
-def export(built: Built, program: OneProgram, *, per_replica_batch_size: int | None = None) -> Exported:
+def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: int | None = None) -> Exported:
     """Lowers the step of a run.
 
     Args:
@@ -209,11 +209,11 @@ def save_state(exported: Exported, folder: str) -> None:
     _save_arrays(os.path.join(folder, INITIAL), values, exported.sha256)
 
 
-def save_batches(built: Built, exported: Exported, folder: str, count: int) -> None:
+def save_batches(built: RunPlan, exported: Exported, folder: str, count: int) -> None:
     """Writes the run's first batches, `{step}/{stream}/{name}` -> array; for one replica."""
     arrays = {}
     for stream, source in built.inputs.items():
-        batch_size = source.batch_size or built.global_batch_size
+        batch_size = built.batch_sizes[stream]
         bad_images = bad_image_counter(built.stage.max_bad_images, source.source)
         dataset = train_dataset(
             source.source,

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from simclr_tf import records, summary
-from simclr_tf.collectives import OneProgram
+from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.described import numbers_suffice
 from simclr_tf.errors import UserError
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.place import Built
 from simclr_tf.plan import environment, estimate, export, hlo
 from simclr_tf.plan.chips import Topology
 from simclr_tf.plan.search import Largest, Try, largest_batch
 from simclr_tf.plan.tables import search_line, step_table
+from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import keras
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
 # Takes the program and further gin bindings; see `cli`.
-Build = Callable[[OneProgram, list[str]], Built]
+Build = Callable[[ReplicaProgram, list[str]], RunPlan]
 
 _PRECISIONS = ("bfloat16", "float32")
 
@@ -51,7 +51,7 @@ def _name_anew() -> None:
     keras.backend.reset_uids()
 
 
-def hollow(build: Build, program: OneProgram, bindings: list[str]) -> Built:
+def hollow(build: Build, program: ReplicaProgram, bindings: list[str]) -> RunPlan:
     """Builds a run whose variables have no values of their own, and whose data need not be there."""
     _name_anew()
     with export.hollow_variables(), numbers_suffice():
@@ -59,7 +59,7 @@ def hollow(build: Build, program: OneProgram, bindings: list[str]) -> Built:
 
 
 def compile_step(
-    built: Built, topology: Topology, program: OneProgram, compiler: Compiler, batch_size: int
+    built: RunPlan, topology: Topology, program: ReplicaProgram, compiler: Compiler, batch_size: int
 ) -> dict[str, Any]:
     """Exports and compiles the step of a run with so many examples on each replica.
 
@@ -85,7 +85,7 @@ def compile_exported(exported: export.Exported, topology: Topology, compiler: Co
 
 
 def describe(
-    built: Built, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None
+    built: RunPlan, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None
 ) -> dict[str, Any]:
     """Returns what is told of one compiled step: whether it fits, its memory, its work, and the bounds that follow."""
     told = {
@@ -129,7 +129,7 @@ def describe(
     }
 
 
-def _variants(built: Built) -> list[tuple[str, list[str]]]:
+def _variants(built: RunPlan) -> list[tuple[str, list[str]]]:
     """What a search compares: the recipe's own settings first."""
     own_remat = bool(getattr(built.stage.network.encoder, "remat", False))
     rows = []
@@ -141,7 +141,7 @@ def _variants(built: Built) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _possible(built: Built, replicas: int, batch_size: int) -> bool:
+def _possible(built: RunPlan, replicas: int, batch_size: int) -> bool:
     """Whether so many examples on each replica can be divided as the run divides them."""
     try:
         built.stage.check_batch(batch_size * replicas, replicas)
@@ -152,12 +152,12 @@ def _possible(built: Built, replicas: int, batch_size: int) -> bool:
 
 
 def _search(
-    build: Build, built: Built, topology: Topology, compiler: Compiler, start: int
+    build: Build, built: RunPlan, topology: Topology, compiler: Compiler, start: int
 ) -> Iterator[tuple[str, Largest | str]]:
     """Yields each variant and its largest batch, or why there is none."""
     replicas = topology.num_replicas
     for name, bindings in _variants(built):
-        program = OneProgram(replicas, unrolled=True)
+        program = ReplicaProgram(replicas, unrolled=True)
         variant = hollow(build, program, bindings)
 
         def tried(batch_size: int, variant=variant, program=program) -> Try:
@@ -213,12 +213,12 @@ def plan(
         raise UserError(f"--price={price} is no price; give what a chip costs for an hour")
     environment.ensure(compiler_folder, make=make_environment)
     compiler = Compiler(compiler_folder, os.path.join(workdir, CACHE), timeout_seconds)
-    steps: dict[int, tuple[Built, export.Exported]] = {}
+    steps: dict[int, tuple[RunPlan, export.Exported]] = {}
     plans = []
     for topology in topologies:
         replicas = topology.num_replicas
         if replicas not in steps:
-            program = OneProgram(replicas, unrolled=True)
+            program = ReplicaProgram(replicas, unrolled=True)
             built = hollow(build, program, [])
             steps[replicas] = built, export.export(built, program)
             export.save(steps[replicas][1], os.path.join(workdir, f"{STEP}_{replicas}"))
@@ -253,7 +253,7 @@ def export_step(build: Build, *, workdir: str, batches: int, init_from: str | No
     """--mode=export_step: writes one replica's step, its variables' first values and the run's first batches."""
     if batches < 1:
         raise UserError(f"--batches is {batches}; use a positive number")
-    program = OneProgram(1)
+    program = ReplicaProgram(1)
     _name_anew()
     built = build(program, [])
     built.stage.start(init_from)

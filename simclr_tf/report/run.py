@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simclr_tf import __version__, checkpoint, contact_sheet, embedding, records, views
+from simclr_tf import __version__, checkpoint, checks, contact_sheet, embedding, records, views
 from simclr_tf.class_names import disagreement
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
 from simclr_tf.models.network import Network
-from simclr_tf.place import Place
+from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.report import gather, sections
 from simclr_tf.report.gather import Run
@@ -32,7 +32,7 @@ def _normal(path: str) -> str:
 
 
 def run_report(
-    place: Place,
+    context: RunContext,
     max_images: int = 1000,
     map: str = "auto",  # noqa: A002  (what a user writes: report.map)
     num_queries: int = 10,
@@ -44,7 +44,7 @@ def run_report(
     """Writes a self-contained page about runs of any stage, finished or not.
 
     Args:
-      place: its `workdir` is a run, several with commas between them, or a folder of runs. The page is its `output`;
+      context: its `workdir` is a run, several with commas between them, or a folder of runs. The page is its `output`;
         without, it goes into the folder, or into the first run: `report.html` about one, `comparison.html` about
         several.
       max_images: how many images of the evaluation split the networks look at, chosen by lot.
@@ -68,18 +68,17 @@ def run_report(
         ("sheet_images", sheet_images, 0),
         ("batch_size", batch_size, 1),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"report.{name} is {value!r}; use a whole number of at least {least}")
+        checks.whole(f"report.{name}", value, least=least)
     embedding.check_map(map)
     chosen = resolve_precision(precision)
-    workdirs = gather.find(place.workdir)
+    workdirs = gather.find(context.workdir)
     runs = [gather.read(workdir, name) for workdir, name in zip(workdirs, gather.short_names(workdirs))]
-    whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == _normal(place.workdir)
-    folder = place.workdir if whole_folder else workdirs[0]
-    path = place.output or os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
-    place.built()
-    if place.dry_run:
-        place.say(f"report: would write {path} about {', '.join(workdirs)}")
+    whole_folder = len(workdirs) > 1 and os.path.dirname(workdirs[0]) == _normal(context.workdir)
+    folder = context.workdir if whole_folder else workdirs[0]
+    path = context.output or os.path.join(folder, FILE if whole_folder or len(runs) == 1 else COMPARISON)
+    context.settings.check_read()
+    if context.dry_run:
+        context.say(f"report: would write {path} about {', '.join(workdirs)}")
         return {}
 
     networks: dict[str, Network] = {}
@@ -88,11 +87,11 @@ def run_report(
         if run.checkpoint is None:
             notes[run.name].append("There is no checkpoint yet, so nothing is shown of its network.")
             continue
-        with place.strategy.scope():
+        with context.strategy.scope():
             networks[run.name], _, _ = checkpoint.load_network(run.workdir, precision=chosen)
     bodies = [
         _about(
-            place,
+            context,
             i,
             run,
             networks.get(run.name),
@@ -119,14 +118,14 @@ def run_report(
             *bodies,
         )
     )
-    if place.is_chief:
+    if context.is_chief:
         records.write_text(path, document(title, body))
-    place.say(f"report: {len(runs)} run(s); open {path}")
+    context.say(f"report: {len(runs)} run(s); open {path}")
     return {"path": path, "runs": workdirs}
 
 
 def _about(
-    place: Place,
+    context: RunContext,
     number: int,
     run: Run,
     network: Network | None,
@@ -152,14 +151,14 @@ def _about(
         notes.append("The run does not say what images it was trained on, so none are shown.")
     if sheet_images and says_data:
         try:
-            parts.append(_sheet(run, data, place.data_dir, sheet_images))
+            parts.append(_sheet(run, data, context.data_dir, sheet_images))
         except UserError as error:  # The run's data may be on another machine; the rest is worth showing.
             notes.append(f"No augmentation sheet: {error}.")
     if network is not None and says_data:
         try:
-            source = _source(data, place.data_dir)
+            source = _source(data, context.data_dir)
             seen = embedding.look(
-                place.strategy,
+                context.strategy,
                 network,
                 source,
                 image_size=data.image_size,

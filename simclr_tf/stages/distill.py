@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simclr_tf import losses, metrics
+from simclr_tf import checks, losses, metrics
 from simclr_tf.class_names import disagreement, known_class_names, numbered_classes
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
@@ -71,17 +71,10 @@ class Distill(Stage):
           UserError: for a teacher that does not fit the data, or a setting that makes no sense.
         """
         super().__init__(name=name)
-        losses.check_temperature("Distill", temperature)
-        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= 1:
-            raise UserError(
-                f"Distill.alpha is {alpha!r}; use a number above 0 (almost only labels) up to 1 (only the teacher)"
-            )
-        if labelled_batch_size is not None and (not isinstance(labelled_batch_size, int) or labelled_batch_size < 1):
-            raise UserError(
-                f"Distill.labelled_batch_size is {labelled_batch_size!r}; use a whole number of at least 1, or None"
-            )
-        if not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
-            raise UserError(f"Distill.weight_decay is {weight_decay!r}; use a number of at least 0")
+        checks.number("Distill.temperature", temperature, above=0, hint=", such as 0.1")
+        checks.number("Distill.alpha", alpha, above=0, most=1, hint=" (only the teacher)")
+        checks.whole("Distill.labelled_batch_size", labelled_batch_size, optional=True)
+        checks.number("Distill.weight_decay", weight_decay, least=0)
         self._data, self._augment, self._data_dir = data, augment, data_dir
         self._temperature, self._alpha, self._weight_decay = temperature, alpha, weight_decay
         self._labelled_batch_size = labelled_batch_size
@@ -195,9 +188,9 @@ class Distill(Stage):
             "teacher_agreement": float(np.mean(np.argmax(outputs["logits"], axis=1) == np.argmax(wanted, axis=1))),
         }
 
-    def initial_parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def initial_items(self):
         """See `Stage`; a student may start from a pretrained encoder, and takes head and classifier where they fit."""
-        return ("encoder",), ("head", "classifier")
+        return self.network.parts()
 
     def describe(self) -> dict:
         """See `Stage`."""

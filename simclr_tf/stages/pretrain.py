@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simclr_tf import collectives, losses, micro_batches, randomness
+from simclr_tf import checks, collectives, losses, micro_batches, randomness
 from simclr_tf.class_names import disagreement
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
@@ -69,19 +69,14 @@ class Pretrain(Stage):
           data_dir: where data sets lie.
         """
         super().__init__(name=self.name)
-        losses.check_temperature("Pretrain", temperature)
-        losses.check_nt_xent("Pretrain", nt_xent)
-        if not isinstance(probe_weight_decay, (int, float)) or not probe_weight_decay >= 0:
-            raise UserError(f"Pretrain.probe_weight_decay is {probe_weight_decay!r}; use a number of at least 0")
+        checks.number("Pretrain.temperature", temperature, above=0, hint=", such as 0.1")
+        checks.choice("Pretrain.nt_xent", nt_xent, losses.NT_XENT_KINDS)
+        checks.number("Pretrain.probe_weight_decay", probe_weight_decay, least=0)
+        checks.whole("Pretrain.micro_batch_size", micro_batch_size, optional=True)
+        checks.choice("Pretrain.micro_batch_norm", micro_batch_norm, _NORMS)
         self._data_dir, self._probe_weight_decay = data_dir, probe_weight_decay
         self._data, self._augment, self._temperature = data, augment, temperature
         self._nt_xent = nt_xent
-        if micro_batch_size is not None and (
-            not isinstance(micro_batch_size, int) or isinstance(micro_batch_size, bool) or micro_batch_size < 1
-        ):
-            raise UserError(f"Pretrain.micro_batch_size is {micro_batch_size!r}; use a positive whole number, or None")
-        if micro_batch_norm not in _NORMS:
-            raise UserError(f"Pretrain.micro_batch_norm is {micro_batch_norm!r}; choose one of {', '.join(_NORMS)}")
         self._micro_batch_size, self._micro_batch_norm = micro_batch_size, micro_batch_norm
         self.max_bad_images = data.max_bad_images
         self._train_source = data.open(data.train_split, data_dir)

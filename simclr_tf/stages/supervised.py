@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simclr_tf import losses
+from simclr_tf import checks, losses
 from simclr_tf.data.augment import Augment, unit_images
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.prepare import central, one_crop
-from simclr_tf.errors import UserError
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
@@ -59,8 +58,7 @@ class Supervised(Stage):
           UserError: where there are no labels, or for a setting that makes no sense.
         """
         super().__init__(name=name)
-        if not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
-            raise UserError(f"Supervised.weight_decay is {weight_decay!r}; use a number of at least 0")
+        checks.number("Supervised.weight_decay", weight_decay, least=0)
         self._data_dir = data_dir
         self._data, self._augment, self._weight_decay = data, augment, weight_decay
         self.max_bad_images = data.max_bad_images
