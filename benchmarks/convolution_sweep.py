@@ -79,8 +79,10 @@ def shapes() -> list[tuple[int, ...]]:
         found.add((kernel.shape[0], strides, inputs.shape[3], kernel.shape[3], inputs.shape[1]))
         return convolve(inputs, kernel, strides=strides)
 
-    convolution.convolve = note
-    blocks.ConvNorm.call = lambda layer, inputs, training=False: layer.conv(inputs)  # Norms change no shape.
+    def without_norm(layer, inputs, training=False):
+        return layer.conv(inputs)
+
+    convolution.convolve, blocks.ConvNorm.call = note, without_norm  # Norms change no shape.
     for depth, (block, expansion, _) in resnet.DEPTHS.items():
         resnet.DEPTHS[depth] = block, expansion, (2, 2, 2, 2)  # Further blocks are like the second.
     with tf.Graph().as_default():

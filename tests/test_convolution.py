@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 from exported_run import make_network
+from graphs import convolutions
 
 from simclr_tf.export import module
 from simclr_tf.models import convolution
@@ -150,23 +151,6 @@ def test_strided_points_are_the_plain_convolution(shape):
     for own in (False, True):
         for one, other in zip(expected, gradients(x, kernel, upstream, shape[4], own)):
             np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-12)
-
-
-def convolutions(graph: tf.Graph) -> list[tuple[str, tuple[int, ...], int]]:
-    """Type, kernel's size and stride of every convolution and its gradients, in nested functions too."""
-    found = []
-    kernels = {
-        "Conv2D": lambda operation: operation.inputs[1].shape,
-        "Conv2DBackpropInput": lambda operation: operation.inputs[1].shape,
-        "Conv2DBackpropFilter": lambda operation: operation.outputs[0].shape,
-    }
-    for operation in graph.get_operations():
-        if operation.type in kernels:
-            size = tuple(kernels[operation.type](operation)[:2])
-            found.append((operation.type, size, max(operation.get_attr("strides"))))
-    for function in graph._functions.values():
-        found += convolutions(function.graph)
-    return found
 
 
 def gradient_graph(call, variables) -> tf.Graph:

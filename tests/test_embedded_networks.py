@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import simclr
+from graphs import convolutions
 
 from simclr_tf import checkpoint, vectors
 from simclr_tf.data.augment import unit_images
@@ -68,6 +69,9 @@ def test_its_saved_model_says_the_same(name, logits, examples):
     loaded = tf.saved_model.load(os.path.join(folder(name), "saved_model"))
     said = loaded.signatures["serving_default"](images=examples[0][:50])["logits"]
     np.testing.assert_allclose(said, logits[:50], rtol=1e-3, atol=1e-3)
+    # See test_convolution: whoever trains it takes these operations' gradients.
+    made = {entry for function in loaded.__call__.concrete_functions for entry in convolutions(function.graph)}
+    assert made == {("Conv2D", (3, 3), 1), ("Conv2D", (3, 3), 2), ("Conv2D", (1, 1), 1)}
 
 
 def test_images_are_embedded_and_compared_without_a_run(tmp_path):
