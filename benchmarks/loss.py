@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from simclr_tf.nt_xent import NtXentKeys, nt_xent
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _common
@@ -40,7 +42,6 @@ def measure(images: int, dim: int, queue: int, kind: str, xla: bool, repeats: in
     """
     import numpy as np
 
-    from simclr_tf import losses
     from simclr_tf.stack import tf
 
     rng = np.random.default_rng(0)
@@ -49,13 +50,13 @@ def measure(images: int, dim: int, queue: int, kind: str, xla: bool, repeats: in
         return tf.math.l2_normalize(tf.constant(rng.normal(size=(count, dim)).astype(np.float32)), axis=1)
 
     views = rows(images), rows(images)
-    keys = losses.Keys(rows(images), rows(images), rows(queue), tf.constant(queue)) if queue else None
+    keys = NtXentKeys(rows(images), rows(images), rows(queue), tf.constant(queue)) if queue else None
 
     @tf.function(jit_compile=xla)
     def run(view_1, view_2):
         with tf.GradientTape() as tape:
             tape.watch([view_1, view_2])
-            contrast = losses.nt_xent(view_1, view_2, temperature=0.1, keys=keys, kind=kind)
+            contrast = nt_xent(view_1, view_2, temperature=0.1, keys=keys, kind=kind)
             loss = tf.reduce_mean(contrast.loss)
         metrics = [tf.reduce_mean(value) for value in contrast[1:]]
         return loss, tape.gradient(loss, [view_1, view_2]), metrics

@@ -29,7 +29,6 @@ from simclr_tf.loop import Loop
 from simclr_tf.models import convolution
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
@@ -82,7 +81,7 @@ class Ours:
             micro_batch_size=micro_batch_size,
         )
         optimizer = Lars()
-        optimizer.build(self.stage.trained_variables, excluded_variables(self.stage.network.parts().values()))
+        optimizer.build(self.stage.trained_variables, self.stage.network.undecayed_variables())
         strategy = tf.distribute.get_strategy()
         self._loop = Loop(
             self.stage,

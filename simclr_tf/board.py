@@ -10,18 +10,22 @@ import os
 
 import numpy as np
 
-from simclr_tf import contact_sheet, records, summaries, views
+from simclr_tf import contact_sheet, summaries, views
 from simclr_tf.contact_sheet import Cell
-from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.bad_images import IgnoredImages
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
 from simclr_tf.data.pipeline import eval_dataset
 from simclr_tf.data.prepare import central
-from simclr_tf.embedding import THUMBNAIL, Sample, choose_queries, nearest
+from simclr_tf.data.subset import sample
+from simclr_tf.embedding import THUMBNAIL, choose_queries, nearest
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_bytes, write_text, writing
 from simclr_tf.models.network import Network
 from simclr_tf.stack import tf
+from simclr_tf.summaries import board_writer
 
 _BATCH = 50
 _SHEET_IMAGES, _QUERIES, _NEIGHBORS = 4, 10, 8
@@ -44,7 +48,7 @@ class Pictures:
         self._folder = os.path.join(workdir, "tensorboard")
         self._network, self._description, self._data_dir = network, description, data_dir
         self._data = Data(**description["data"])
-        source = Sample(self._source(), num_images)
+        source = sample(self._source(), num_images)
         self._names = [str(name) for name in source.example_ids]
         self._class_names = description.get("class_names") or ()
         size = {"batch_size": _BATCH, "per_replica_batch_size": _BATCH}
@@ -54,7 +58,7 @@ class Pictures:
         joined = {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
         self._images, self._sound = joined["image"], np.flatnonzero(joined["weight"] > 0)
         self._labels, self._indices = joined["label"][self._sound], joined["index"][self._sound]
-        self._writer = records.board_writer(self._folder, filename_suffix=".images")
+        self._writer = board_writer(self._folder, filename_suffix=".images")
         self._features = tf.function(self._compute, reduce_retracing=True, autograph=False)
         self._has_sprite = False
 
@@ -111,14 +115,14 @@ class Pictures:
         return os.path.basename(self._names[self._indices[i]])
 
     def _show(self, name: str, picture: np.ndarray, step: int) -> None:
-        with records.writing(self._folder), self._writer.as_default():
+        with writing(self._folder), self._writer.as_default():
             summaries.image(name, picture, step=step)
             self._writer.flush()
 
     def _project(self, features: np.ndarray, images: np.ndarray) -> None:
         """Writes the newest embedding where the projector looks for it."""
         lines = ["\t".join(f"{value:.5g}" for value in row) for row in features]
-        records.write_text(os.path.join(self._folder, "features.tsv"), "\n".join(lines) + "\n")
+        write_text(os.path.join(self._folder, "features.tsv"), "\n".join(lines) + "\n")
         if self._has_sprite:
             return
         side = math.ceil(math.sqrt(len(images)))
@@ -132,9 +136,9 @@ class Pictures:
         for i, label in enumerate(self._labels):
             of_class = self._class_names[label] if self._class_names and label >= 0 else ""
             rows.append("\t".join(" ".join(text.split()) for text in (of_class, self._file(i))))
-        records.write_text(os.path.join(self._folder, "names.tsv"), "\n".join(rows) + "\n")
-        records.write_bytes(os.path.join(self._folder, "sprite.png"), contact_sheet.png(sprite))
-        records.write_text(
+        write_text(os.path.join(self._folder, "names.tsv"), "\n".join(rows) + "\n")
+        write_bytes(os.path.join(self._folder, "sprite.png"), contact_sheet.png(sprite))
+        write_text(
             os.path.join(self._folder, "projector_config.pbtxt"),
             'embeddings {\n  tensor_name: "encoder"\n  tensor_path: "features.tsv"\n  metadata_path: "names.tsv"\n'
             f'  sprite {{\n    image_path: "sprite.png"\n    single_image_dim: {small}\n    single_image_dim: {small}\n'

@@ -45,7 +45,9 @@ from simclr_tf.command_flags import (
     suggest,
 )
 from simclr_tf.errors import StartAgain, UsageError, UserError, first_line
+from simclr_tf.files import refusal
 from simclr_tf.models import embedded_networks
+from simclr_tf.networks import read_architecture
 from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 
 # What a mode looks at or writes to where no --workdir is given.
@@ -117,7 +119,6 @@ def _resolve_embedded(operation: Operation) -> None:
 
 def _check_writable(workdir: str) -> None:
     """Makes the workdir; fails before hours of work rather than after."""
-    from simclr_tf import records
     from simclr_tf.stack import tf
 
     probe = os.path.join(workdir, f".writable.{os.getpid()}")
@@ -128,14 +129,14 @@ def _check_writable(workdir: str) -> None:
         tf.io.gfile.remove(probe)
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
-        raise records.refusal(workdir, error)(
+        raise refusal(workdir, error)(
             f"--workdir={workdir} cannot be written to ({reason}); choose another folder"
         ) from None
 
 
 def _inherited(operation: Operation) -> list[str]:
     """Bindings that follow from the run that is started from, imitated or looked at: its network and its data."""
-    from simclr_tf import checkpoint, records
+    from simclr_tf import records
     from simclr_tf.stack import tf
 
     if operation.kind in (Kind.COMPARE, Kind.MAKE):
@@ -144,7 +145,7 @@ def _inherited(operation: Operation) -> list[str]:
     source, flag = (INIT_FROM.value, "--init_from") if from_others else (WORKDIR.value, "--workdir")
     sections = {}
     if source:
-        description = checkpoint.read_architecture(source, flag)
+        description = read_architecture(source, flag)
         sections["Data"] = dict(description["data"])
         if operation.kind in (Kind.TRAIN, Kind.PLAN):
             # Which labels to use is a matter of the new run.
@@ -157,7 +158,7 @@ def _inherited(operation: Operation) -> list[str]:
             else:
                 sections["Supervised"] = {"head_layer": 0}
     elif TEACHER.value and tf.io.gfile.exists(os.path.join(TEACHER.value, records.ARCHITECTURE)):
-        sections["Data"] = checkpoint.read_architecture(TEACHER.value, "--teacher")["data"]
+        sections["Data"] = read_architecture(TEACHER.value, "--teacher")["data"]
     return [f"{section}.{name} = {value!r}" for section, values in sections.items() for name, value in values.items()]
 
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import gin
 from gin import config_parser
 
-from simclr_tf import recipes, records, signatures, windows_paths
+from simclr_tf import recipes, signatures, windows_paths
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.files import write_text
 from simclr_tf.stack import tf
 
 CONFIG, OPERATIVE = "config.gin", "operative.gin"
@@ -491,9 +492,9 @@ def save(workdir: str, *, is_new: bool) -> None:
                 raise UserError(
                     f"{path} is there, but no run; it would be written over: move it, or use a new --workdir"
                 )
-    records.write_text(path, text)
+    write_text(path, text)
 
 
 def save_operative(workdir: str) -> None:
     """Writes `operative.gin`: what was used, as `operative_text` tells it."""
-    records.write_text(os.path.join(workdir, OPERATIVE), operative_text())
+    write_text(os.path.join(workdir, OPERATIVE), operative_text())

@@ -13,6 +13,7 @@ from simclr_tf.checkpoint import Checkpoints
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import StartAgain, UserError, first_line
+from simclr_tf.files import PASSING
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Chunk
 from simclr_tf.place import RunContext
@@ -233,7 +234,7 @@ class _OuterLoop:
         if not self._is_alone or not isinstance(error, _LOST) or lost_host:
             return
         sources = [stream.source for stream in self._plan.inputs.values()]
-        again = any(source.remote for source in sources) and isinstance(error, records.PASSING)
+        again = any(source.remote for source in sources) and isinstance(error, PASSING)
         raise (StartAgain if again else UserError)(
             f"{', '.join(source.name for source in sources)} cannot be read any more ({first_line(error)}); restore "
             "the access, and give the same command again: it goes on from the last checkpoint"

@@ -6,9 +6,10 @@ import os
 import time
 
 from simclr_tf import records
+from simclr_tf.files import read_json
 from simclr_tf.models import embedded_networks
-from simclr_tf.progress import duration
 from simclr_tf.sequence import run_command, table
+from simclr_tf.text import duration
 
 # Name in the table -> sub-folder, for the runs that end with a classifier.
 _CLASSIFIERS = {
@@ -79,7 +80,7 @@ def _encoders(workdir: str) -> str:
         ("pretrained without labels", "pretrain", "linear"),
         ("embedded:cifar10_student", "embedded", "embedded"),
     ):
-        knn = records.read_json(os.path.join(workdir, encoder, "knn.json"))["top_1"]
-        top_1 = records.read_json(os.path.join(workdir, linear, records.RESULT))["evaluation"]["top_1"]
+        knn = read_json(os.path.join(workdir, encoder, "knn.json"))["top_1"]
+        top_1 = read_json(os.path.join(workdir, linear, records.RESULT))["evaluation"]["top_1"]
         lines.append(f"| {name:<25} | {100 * knn:>7.1f} % | {100 * top_1:>10.1f} % |")
     return "\n".join(lines)

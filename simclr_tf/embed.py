@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from simclr_tf import checkpoint, checks, cluster, evaluate, vectors
-from simclr_tf.data.augment import unit_images
+from simclr_tf import checks, cluster, evaluate, vectors
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import Subset
+from simclr_tf.embedding import check_layer, encoder_fingerprint, vector
 from simclr_tf.errors import UsageError, UserError
-from simclr_tf.export.module import layers
-from simclr_tf.models.means import flat
 from simclr_tf.models.network import Network
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.progress import Progress
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input
 
 
 def run_embed(
@@ -69,7 +68,7 @@ def run_embed(
         )
     vectors.check_path(context.output, "--output")
     with context.strategy.scope():
-        network, description, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
+        network, description, path = load_network(context.workdir, precision=resolve_precision(precision))
     check_layer(network, layer, "embed")
     size = image_size or network.image_size
     if bit_depth is None:
@@ -127,31 +126,6 @@ def run_embed(
     if not writes:
         return {"rows": len(names), "details": details}
     return _finish(context, parts, names, details)
-
-
-def check_layer(network: Network, layer: str, configurable: str) -> None:
-    """Raises a UserError for an output that a network does not have."""
-    checks.choice(f"{configurable}.layer", layer, layers(network))
-
-
-def encoder_fingerprint(network: Network) -> str:
-    """Returns a hash of the variables that vectors depend on."""
-    parts = [part for name, part in network.parts().items() if name != "classifier"]
-    return checkpoint.fingerprint([variable for part in parts for variable in part.variables])[:16]
-
-
-def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Returns what computes `vector` [B, D] and, with a classifier, `probabilities` [B, C] of images in [0, 1]."""
-
-    def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = network.outputs(images, training=False)
-        columns = {"vector": tf.cast(flat(outputs[layer]), tf.float32)}
-        if network.classifier is not None:
-            logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
-            columns["probabilities"] = tf.cast(tf.nn.softmax(logits), tf.float32)
-        return columns
-
-    return compute
 
 
 def _order(source: Source, spec: str) -> np.ndarray:

@@ -9,51 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf import checks, evaluate, knn
-from simclr_tf.data.augment import unit_images
-from simclr_tf.data.base import Resident, Source
-from simclr_tf.data.order import permutation
+from simclr_tf.data import subset
+from simclr_tf.data.base import Source
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
-from simclr_tf.models.network import Network
+from simclr_tf.models.network import Network, fingerprint, layers
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input
 
 THUMBNAIL = 48
 _PRINCIPAL = 50  # Components that t-SNE and UMAP start from.
-
-
-class Sample(Source):
-    """Images of another source, chosen by lot, always the same ones: sources are often sorted by class."""
-
-    def __init__(self, source: Source, count: int):
-        """Takes `count` images of `source`, all where there are fewer."""
-        count = min(count, source.num_examples)
-        self._source = source
-        positions = tf.range(count, dtype=tf.int64)
-        self.rows = np.sort(permutation(0, "report sample", positions, source.num_examples).numpy())
-        self.name, self.num_examples = source.name, count
-        self.class_names, self.may_fail = source.class_names, source.may_fail
-        self.bit_depth = source.bit_depth
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """See `Source`."""
-        labels = self._source.labels
-        return None if labels is None else labels[self.rows]
-
-    @property
-    def example_ids(self) -> Sequence[str]:
-        """See `Source`."""
-        return [self._source.example_ids[row] for row in self.rows]
-
-    def resident(self) -> Resident | None:
-        """See `Source`."""
-        whole = self._source.resident()
-        return None if whole is None else Resident(*(part[self.rows] for part in whole))
-
-    def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `Source`."""
-        return self._source.read(tf.gather(tf.constant(self.rows), index))
 
 
 class Seen(NamedTuple):
@@ -85,7 +51,7 @@ def look(
     max_bad_images: int,
 ) -> Seen:
     """Runs a network over a sample of a source's images, through the evaluation's crop."""
-    sample = Sample(source, max_images)
+    sample = subset.sample(source, max_images)
     thumbnail = min(THUMBNAIL, image_size)
 
     def compute(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -228,3 +194,28 @@ def flat(features: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
         unit = principal_components(unit, min(_PRINCIPAL, *unit.shape))
     points = np.asarray(_KINDS[kind].compute(unit), np.float64)
     return points, f"{_KINDS[kind].title} of the encoder's output, scaled to length 1{why}"
+
+
+def check_layer(network: Network, layer: str, configurable: str) -> None:
+    """Raises a UserError for an output that a network does not have."""
+    checks.choice(f"{configurable}.layer", layer, layers(network))
+
+
+def encoder_fingerprint(network: Network) -> str:
+    """Returns a hash of the variables that vectors depend on."""
+    parts = [part for name, part in network.parts().items() if name != "classifier"]
+    return fingerprint([variable for part in parts for variable in part.variables])[:16]
+
+
+def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns what computes `vector` [B, D] and, with a classifier, `probabilities` [B, C] of images in [0, 1]."""
+
+    def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network.outputs(images, training=False)
+        columns = {"vector": tf.cast(flat(outputs[layer]), tf.float32)}
+        if network.classifier is not None:
+            logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
+            columns["probabilities"] = tf.cast(tf.nn.softmax(logits), tf.float32)
+        return columns
+
+    return compute

@@ -8,10 +8,9 @@ import numpy as np
 
 from simclr_tf import cluster, collectives
 from simclr_tf.data.bad_images import BadImages, IgnoredImages, bad_image_counter
-from simclr_tf.data.pipeline import eval_dataset
+from simclr_tf.data.pipeline import Input, eval_dataset
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input
 
 
 def stream(

@@ -13,7 +13,9 @@ from typing import Any
 
 from simclr_tf import checkpoint, records
 from simclr_tf.errors import UserError
+from simclr_tf.files import read_json, write_json
 from simclr_tf.models.network import differences
+from simclr_tf.networks import read_architecture
 from simclr_tf.stack import tf
 
 RUN = "run.json"
@@ -114,7 +116,7 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
         return {}
     unlike, there = [], {}
     if tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):
-        trained = checkpoint.read_architecture(workdir, "--workdir")
+        trained = read_architecture(workdir, "--workdir")
         apart = ("network", "data")
         plain = [{name: side[name] for name in side if name not in apart} for side in (trained, description)]
         _tell_teachers_by_weights(plain)
@@ -122,7 +124,7 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
     path = os.path.join(workdir, RUN)
     if tf.io.gfile.exists(path):
         try:
-            there = records.read_json(path)
+            there = read_json(path)
             sides = [(there, identity), (there["settings"], identity["settings"])]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be understood ({error}); restore it, or use a new --workdir") from None
@@ -140,4 +142,4 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
 
 def save(workdir: str, identity: dict[str, Any]) -> None:
     """Writes `run.json`."""
-    records.write_json(os.path.join(workdir, RUN), identity)
+    write_json(os.path.join(workdir, RUN), identity)

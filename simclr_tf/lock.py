@@ -19,8 +19,8 @@ import threading
 import time
 import uuid
 
-from simclr_tf import records
 from simclr_tf.errors import UserError, first_line
+from simclr_tf.files import refusal, write_text
 from simclr_tf.stack import tf
 
 LOCK = "lock.json"
@@ -82,7 +82,7 @@ class WorkdirLock:
             if _local(self._workdir) is None or not self._take_file_lock():
                 self._take_lease()
         except (OSError, tf.errors.OpError) as error:
-            raise records.refusal(self._workdir, error)(
+            raise refusal(self._workdir, error)(
                 f"--workdir={self._workdir} cannot be written to ({first_line(error)}); choose another folder"
             ) from None
         return self
@@ -152,7 +152,7 @@ class WorkdirLock:
 
     def _write_lease(self) -> None:
         self._beats += 1
-        records.write_text(self._path, json.dumps({**_owner(), "token": self._token, "beats": self._beats}))
+        write_text(self._path, json.dumps({**_owner(), "token": self._token, "beats": self._beats}))
 
     def _take_lease(self) -> None:
         found = self._read_lease()

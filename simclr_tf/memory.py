@@ -12,9 +12,9 @@ import math
 
 from simclr_tf import checks, collectives, summary
 from simclr_tf.errors import UserError
-from simclr_tf.losses import Keys
 from simclr_tf.models.network import Network, differences
 from simclr_tf.models.normalization import still_averages
+from simclr_tf.nt_xent import NtXentKeys
 from simclr_tf.stack import tf
 
 # Encoder and head of the momentum network, by the names that a checkpoint has for them.
@@ -118,7 +118,7 @@ class Memory(tf.Module):
             projections = self.network.outputs(images, training=training)["projection"]
         return tf.cast(tf.stop_gradient(projections), self._dtype)
 
-    def keys(self, view_1: tf.Tensor, view_2: tf.Tensor) -> Keys:
+    def keys(self, view_1: tf.Tensor, view_2: tf.Tensor) -> NtXentKeys:
         """Makes the keys of a step; inside a replica.
 
         Args:
@@ -130,9 +130,9 @@ class Memory(tf.Module):
         """
         keys = tf.math.l2_normalize(tf.stack([view_1, view_2], axis=1), axis=2)
         filled = tf.cast(tf.minimum(self.enqueued.read_value(), self.queue_size), tf.int32)
-        return Keys(*tf.unstack(collectives.concat(keys), axis=1), self.queue.read_value(), filled)
+        return NtXentKeys(*tf.unstack(collectives.concat(keys), axis=1), self.queue.read_value(), filled)
 
-    def enqueue(self, keys: Keys) -> None:
+    def enqueue(self, keys: NtXentKeys) -> None:
         """Puts a step's keys into the queue, in the order of the global batch, over the oldest; inside a replica."""
         new = tf.reshape(tf.stack([keys.view_1, keys.view_2], axis=1), [-1, keys.view_1.shape[1]])
         # Of more keys than the queue holds, only the last ones stay.

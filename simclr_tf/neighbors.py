@@ -6,11 +6,14 @@ import os
 
 import numpy as np
 
-from simclr_tf import checkpoint, checks, contact_sheet, embed, knn, records, vectors
+from simclr_tf import checks, contact_sheet, knn, vectors
 from simclr_tf.data.base import Source
+from simclr_tf.data.prepare import preprocess
 from simclr_tf.data.sources import open_source
+from simclr_tf.embedding import encoder_fingerprint, vector
 from simclr_tf.errors import UsageError, UserError
-from simclr_tf.export.module import preprocess
+from simclr_tf.files import write_bytes
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
@@ -75,15 +78,15 @@ def _read(path: str) -> bytes:
 def _vectors_of_files(context: RunContext, found: vectors.Vectors, encoded: dict[str, bytes]) -> dict[str, np.ndarray]:
     details = found.details
     with context.strategy.scope():
-        network, _, path = checkpoint.load_network(
+        network, _, path = load_network(
             context.workdir, precision=resolve_precision(details.get("precision", "float32"))
         )
-    if embed.encoder_fingerprint(network) != details.get("network"):
+    if encoder_fingerprint(network) != details.get("network"):
         raise UserError(
             f"the vectors in --source={context.source} are not of the network {path} (but of "
             f"{details.get('checkpoint')}); give the --workdir that made them, or run --mode=embed again"
         )
-    compute = tf.function(embed.vector(network, details["layer"]), autograph=False)
+    compute = tf.function(vector(network, details["layer"]), autograph=False)
     made = {}
     for query, content in encoded.items():
         try:
@@ -123,7 +126,7 @@ def _draw(
         sheet.append(cells)
     columns = ["query", *(str(i + 1) for i in range(max(len(cells) for cells in sheet) - 1))]
     picture = contact_sheet.draw(sheet, columns=columns, title="Nearest by cosine similarity", cell_pixels=cell_pixels)
-    records.write_bytes(output, contact_sheet.png(picture))
+    write_bytes(output, contact_sheet.png(picture))
     print(f"  contact sheet in {output}")
 
 

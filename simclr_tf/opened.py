@@ -10,15 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from simclr_tf import checkpoint, records
+from simclr_tf import records
 from simclr_tf.data import overlap
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.overlap import Overlap
+from simclr_tf.data.pipeline import Input
 from simclr_tf.errors import UserError
+from simclr_tf.networks import read_architecture
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Stage
 
 _LOOKED_AT, _LOOKED_AT_REMOTELY = 32, 8
 # A picture so many times as long as wide, or as large as the network's images, is odd.
@@ -87,7 +89,7 @@ def of_run(workdir: str, flag: str, measured: Source, data_dir: str | None) -> O
     """How much of a source an earlier run was trained on; None where that cannot be known."""
     if not tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):
         return None
-    description = checkpoint.read_architecture(workdir, flag)
+    description = read_architecture(workdir, flag)
     if "source" not in description["data"]:  # A converted checkpoint.
         return None
     data = Data(**description["data"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from simclr_tf import checks, contact_sheet, opened, randomness, records, views
+from simclr_tf import checks, contact_sheet, opened, randomness, views
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
+from simclr_tf.files import write_bytes
 from simclr_tf.place import RunContext
 from simclr_tf.stages.base import Stage
 from simclr_tf.stages.pretrain import Pretrain
@@ -64,6 +65,6 @@ def run_preview(
     title = f"{source.name}: step 0 of seed {seed}"
     picture = views.sheet(found, source.class_names, title=title, cell_pixels=cell_pixels)
     path = os.path.join(context.workdir, FILE)
-    records.write_bytes(path, contact_sheet.png(picture))
+    write_bytes(path, contact_sheet.png(picture))
     context.say(f"preview: {len(found.names)} of {source.num_examples} images of {source.name}; see {path}")
     return {"path": path, "examples": found.names}

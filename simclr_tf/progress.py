@@ -7,17 +7,9 @@ import time
 
 from tqdm import tqdm
 
+from simclr_tf.text import duration
+
 _SECONDS_BETWEEN_LINES = 15.0
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds as a person reads them: 42s, 5m10s, 3h25m."""
-    seconds = int(round(seconds))
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class Progress:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from simclr_tf.data.pipeline import Input
 from simclr_tf.loop import Loop
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Stage
 
 
 @dataclasses.dataclass(frozen=True)

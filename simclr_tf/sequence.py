@@ -7,8 +7,10 @@ import shlex
 import sys
 from collections.abc import Iterable
 
-from simclr_tf import config, preemption, records, summary
+from simclr_tf import config, preemption, records
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.files import read_json
+from simclr_tf.text import magnitude
 
 STAGES = ("pretrain", "finetune", "distill")
 # Whose settings are one stage's, said or not.
@@ -103,13 +105,13 @@ def table(rows: list[tuple[str, str]]) -> str:
     """
     lines = [("run", "top-1", "encoder", "images/s in training"), ("---", "---:", "---:", "---:")]
     for name, workdir in rows:
-        result = records.read_json(os.path.join(workdir, records.RESULT))
+        result = read_json(os.path.join(workdir, records.RESULT))
         top_1 = result.get("evaluation", {}).get("top_1")
         lines.append(
             (
                 name,
                 "no labels" if top_1 is None else f"{100 * top_1:.1f} %",
-                summary.magnitude(result["encoder_parameters"]),
+                magnitude(result["encoder_parameters"]),
                 f"{result['images_per_second']:,.0f}",
             )
         )

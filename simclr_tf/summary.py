@@ -39,11 +39,3 @@ def flops_per_image(network: Network) -> int:
             total += 2 * math.prod(operation.outputs[0].shape) * operation.inputs[0].shape[-1]
     _known_flops[key] = total
     return total
-
-
-def magnitude(number: float) -> str:
-    """Formats a large number: 23.5M, 4.1G."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:g}"

@@ -9,22 +9,24 @@ import sys
 from collections.abc import Callable
 
 from simclr_tf import checks, evaluate, identity, metrics, opened, records, summary
-from simclr_tf.checkpoint import Checkpoints, fingerprint, latest_step
+from simclr_tf.checkpoint import Checkpoints, latest_step
 from simclr_tf.course import Outcome, check_same_step, meet, run_outer_loop
+from simclr_tf.data.pipeline import Input
 from simclr_tf.errors import UserError
+from simclr_tf.files import read_json, write_json, write_text
 from simclr_tf.lock import WorkdirLock
 from simclr_tf.loop import Loop
-from simclr_tf.optim.groups import excluded_variables
+from simclr_tf.models.network import fingerprint
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
 from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.preemption import SigtermWatch
-from simclr_tf.progress import duration
 from simclr_tf.randomness import check_seed
 from simclr_tf.run_plan import RunPlan, batch_sizes
 from simclr_tf.stack import keras, tf
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Stage
+from simclr_tf.text import duration, magnitude
 
 _OPTIONAL = ("steps", "steps_per_call", "checkpoint_every_steps", "eval_batch_size")
 _COUNTS = ("global_batch_size", "accumulation_steps", "keep_checkpoints", "record_every_steps", *_OPTIONAL)
@@ -112,7 +114,7 @@ class Training:
             extra = {} if context.teacher is None else {"teacher": context.teacher}
             stage = self.make_stage(precision=precision, data_dir=context.data_dir, **extra)
             optimizer = self.make_optimizer()
-            optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+            optimizer.build(stage.trained_variables, stage.network.undecayed_variables())
             schedule = self.make_schedule()
             inputs = stage.train_inputs()
             sizes = batch_sizes(inputs, self.global_batch_size)
@@ -163,11 +165,11 @@ class Training:
         measured, overlaps = self._announce(context, plan)
         costs = plan.stage.costs(plan.global_batch_size)
         for name, cost in costs.items():
-            context.say(f"  {name.replace('_', ' ')}: {summary.magnitude(cost)}")
+            context.say(f"  {name.replace('_', ' ')}: {magnitude(cost)}")
         if context.dry_run:
             flops = summary.flops_per_image(plan.stage.network)
             size = f"{plan.stage.network.image_size} pixels"
-            context.say(f"  encoder, forward, one image of {size}: {summary.magnitude(flops)}FLOP")
+            context.say(f"  encoder, forward, one image of {size}: {magnitude(flops)}FLOP")
             return {"steps": plan.steps, "flops_per_image": flops, **costs}
         with contextlib.ExitStack() as held:
             watch = held.enter_context(SigtermWatch())
@@ -178,14 +180,14 @@ class Training:
             done = os.path.join(context.workdir, records.RESULT)
             if plan.steps_taken >= plan.steps and tf.io.gfile.exists(done):
                 context.say(f"  nothing to do: all {plan.steps} steps were taken before (see {done})")
-                return records.read_json(done)
+                return read_json(done)
             frozen = fingerprint(plan.stage.frozen_variables)
             outcome = run_outer_loop(context, plan, checkpoints, watch, lock)
             if fingerprint(plan.stage.frozen_variables) != frozen:
                 raise RuntimeError(f"{plan.stage.name} changed variables that were to stay frozen")
             result = {**_result(plan, outcome, costs), **self._evaluation(context, plan, measured, overlaps)}
             if context.is_chief:
-                records.write_json(done, result)
+                write_json(done, result)
             meet(context.strategy)
         scored = f", {metrics.told(result['evaluation'])} on {measured.source.name}" if measured else ""
         context.say(f"{plan.stage.name}: done in {duration(outcome.seconds)}{scored}; see {done}")
@@ -200,7 +202,7 @@ class Training:
         network, examples = plan.stage.network, next(iter(plan.inputs.values())).source
         measured = plan.stage.eval_input()
         context.say(
-            f"{plan.stage.name}: {summary.magnitude(plan.num_examples)} images of {examples.name}, {plan.steps} steps "
+            f"{plan.stage.name}: {magnitude(plan.num_examples)} images of {examples.name}, {plan.steps} steps "
             f"of {plan.global_batch_size} ({plan.epochs:g} epochs), {plan.replicas} replica(s), {plan.precision}"
             + (f" (chosen from precision {self.precision!r})" if plan.precision != self.precision else "")
         )
@@ -213,7 +215,7 @@ class Training:
                 f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)"
             )
         for name, part in network.parts().items():
-            context.say(f"  {name:<10} {summary.magnitude(summary.count_parameters(part)):>6} parameters")
+            context.say(f"  {name:<10} {magnitude(summary.count_parameters(part)):>6} parameters")
         return measured, overlaps
 
     def _evaluation(self, context: RunContext, plan: RunPlan, measured: Input | None, overlaps: dict) -> dict:
@@ -270,9 +272,9 @@ def _start(context: RunContext, plan: RunPlan, checkpoints: Checkpoints) -> None
         records.set_aside_result(context.workdir, before["steps"])
     if path is None or not is_named or is_longer:
         identity.save(context.workdir, mine)
-    records.write_json(os.path.join(context.workdir, records.ARCHITECTURE), plan.stage.describe())
+    write_json(os.path.join(context.workdir, records.ARCHITECTURE), plan.stage.describe())
     for name, text in plan.stage.files().items():
-        records.write_text(os.path.join(context.workdir, name), text)
+        write_text(os.path.join(context.workdir, name), text)
 
 
 def _lengthen(context: RunContext, plan: RunPlan, mine: dict, before: dict, from_step: int | None) -> bool:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from simclr_tf import records
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.files import read_json, write_bytes, write_json, writing
 from simclr_tf.stack import tf
 
 COLUMNS = ("vector", "probabilities", "label")
@@ -75,13 +75,13 @@ def write(path: str, layout: Layout, parts: Callable[[], Iterable[dict[str, np.n
     """
     kind = os.path.splitext(path)[1]
     with (
-        records.writing(path),
+        writing(path),
         tempfile.TemporaryDirectory(dir=None if "://" in path else os.path.dirname(os.path.abspath(path))) as temporary,
     ):
         local = os.path.join(temporary, f"vectors{kind}")
         _WRITERS[kind](local, layout, parts)
         if kind == ".tfrecord":
-            records.write_json(_details_path(path), layout.details)
+            write_json(_details_path(path), layout.details)
         if "://" not in path:
             os.replace(local, path)
             return
@@ -228,7 +228,7 @@ def _write_tfrecord(path: str, layout: Layout, parts) -> None:
 
 
 def _read_tfrecord(path: str) -> Vectors:
-    details = records.read_json(_details_path(path)) if tf.io.gfile.exists(_details_path(path)) else {}
+    details = read_json(_details_path(path)) if tf.io.gfile.exists(_details_path(path)) else {}
     names, rows = [], {}
     for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
         feature = tf.train.Example.FromString(record).features.feature
@@ -258,15 +258,15 @@ class Parts:
         self._folder = f"{path}.parts"
         file = os.path.join(self._folder, "details.json")
         if tf.io.gfile.exists(file):
-            if records.read_json(file) != json.loads(json.dumps(details)):
+            if read_json(file) != json.loads(json.dumps(details)):
                 raise UserError(
                     f"{self._folder} has pieces of other vectors (another checkpoint, source or setting); delete it, "
                     "or give another --output"
                 )
         elif writes:
-            with records.writing(self._folder):
+            with writing(self._folder):
                 tf.io.gfile.makedirs(self._folder)
-            records.write_json(file, details)
+            write_json(file, details)
 
     def _list(self) -> list[tuple[int, int, str]]:
         if not tf.io.gfile.exists(self._folder):
@@ -291,7 +291,7 @@ class Parts:
         """Writes the piece of the source's rows [start, stop); unreadable ones are left out of `columns`."""
         buffer = io.BytesIO()
         np.savez(buffer, **columns)
-        records.write_bytes(os.path.join(self._folder, f"{start:012d}-{stop:012d}.npz"), buffer.getvalue())
+        write_bytes(os.path.join(self._folder, f"{start:012d}-{stop:012d}.npz"), buffer.getvalue())
 
     def read(self) -> Iterable[dict[str, np.ndarray]]:
         """Yields the pieces in order."""

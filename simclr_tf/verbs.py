@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simclr_tf import checkpoint, evaluate, knn, metrics, opened, records
+from simclr_tf import evaluate, knn, metrics, opened
 from simclr_tf.class_names import disagreement, known_class_names
 from simclr_tf.data import overlap
-from simclr_tf.data.augment import unit_images
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_json
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input
 
 
 def _open(
@@ -58,7 +60,7 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
       UserError: where the run has no classifier or the data no labels.
     """
     with context.strategy.scope():
-        network, description, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
+        network, description, path = load_network(context.workdir, precision=resolve_precision(precision))
     if network.classifier is None:
         raise UserError(
             f"--workdir={context.workdir} has no classifier to measure (it was pretrained without labels); "
@@ -95,7 +97,7 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
         report["overlap"] = before._asdict()
     if not context.is_chief:
         return report
-    records.write_json(os.path.join(context.workdir, "eval.json"), report)
+    write_json(os.path.join(context.workdir, "eval.json"), report)
     top_5 = f", top-5 {100 * report['top_5']:.2f}%" if "top_5" in report else ""
     error = report["calibration"]["expected_calibration_error"]
     context.say(
@@ -145,7 +147,7 @@ def run_knn(
       UserError: where the data has no labels.
     """
     with context.strategy.scope():
-        network, _, path = checkpoint.load_network(context.workdir, precision=resolve_precision(precision))
+        network, _, path = load_network(context.workdir, precision=resolve_precision(precision))
     splits = [_open(data, split, context.data_dir) for split in (data.train_split, data.eval_split)]
     context.settings.check_read()
     if context.dry_run:
@@ -184,6 +186,6 @@ def run_knn(
     if shared.count:
         report["overlap"] = shared._asdict()
     if context.is_chief:
-        records.write_json(os.path.join(context.workdir, "knn.json"), report)
+        write_json(os.path.join(context.workdir, "knn.json"), report)
     context.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")
     return report

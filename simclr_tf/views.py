@@ -12,10 +12,11 @@ from PIL import Image
 
 from simclr_tf import contact_sheet, randomness
 from simclr_tf.contact_sheet import Cell
-from simclr_tf.data.augment import Augment, random_flip, unit_images
+from simclr_tf.data.augment import Augment, random_flip
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.data.prepare import one_crop, two_crops
 from simclr_tf.stack import tf

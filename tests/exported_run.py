@@ -9,6 +9,7 @@ from tiny_run import TINY
 
 from simclr_tf import checkpoint, records
 from simclr_tf.export import verb
+from simclr_tf.files import write_json
 from simclr_tf.models.network import Network
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
@@ -39,7 +40,7 @@ def make_run(workdir, network: Network, step: int = 7) -> str:
     checkpoint.Checkpoints(str(workdir), network.parts(), keep=3).save(step)
     names = CLASSES if network.num_classes == len(CLASSES) else []
     description = {"stage": "finetune", "network": network.describe(), "class_names": names, "data": {"image_size": 16}}
-    records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
+    write_json(os.path.join(workdir, records.ARCHITECTURE), description)
     return str(workdir)
 
 

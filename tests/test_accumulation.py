@@ -12,7 +12,6 @@ from simclr_tf.errors import UserError
 from simclr_tf.loop import Loop
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.base import Stage
@@ -58,7 +57,7 @@ def train(replicas: int = 1, *, accumulation_steps: int = 1, jit_compile: bool =
     with strategy.scope():
         stage = Classify(training)
         optimizer = Lars()
-        optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+        optimizer.build(stage.trained_variables, stage.network.undecayed_variables())
         loop = Loop(
             stage,
             optimizer,

@@ -13,11 +13,11 @@ import reference
 from command import simclr
 from fixtures_published import convert, tf1_shapes
 
-from simclr_tf import checkpoint
 from simclr_tf.convert import recognize, verb
 from simclr_tf.convert.recognize import read_names
 from simclr_tf.convert.source import Source
 from simclr_tf.errors import UserError
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
@@ -43,7 +43,7 @@ def test_a_converted_workdir_is_one_like_any_other(tmp_path, capsys):
         "step 1234",
     ):
         assert words in told
-    network, description, path = checkpoint.load_network(str(workdir))
+    network, description, path = load_network(str(workdir))
     assert path.endswith("step-1234")
     assert description["class_names"] == [f"class {i}" for i in range(7)]
     assert network.classifier_layer == 1
@@ -73,7 +73,7 @@ def test_a_killed_conversion_starts_over(killed_at, tmp_path, monkeypatch):
     assert not (workdir / "architecture.json").exists()
     convert(source, workdir)
     assert sorted(os.listdir(workdir)) == ["architecture.json", "checkpoints"]
-    assert checkpoint.load_network(str(workdir))[2].endswith("step-1234")
+    assert load_network(str(workdir))[2].endswith("step-1234")
 
 
 def test_checkpoints_of_something_else_are_left_alone(tmp_path):

@@ -18,11 +18,10 @@ from simclr_tf.data.base import reason
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import decode, png_header, try_decode
 from simclr_tf.data.pipeline import eval_dataset, train_dataset
-from simclr_tf.data.prepare import central
+from simclr_tf.data.prepare import central, preprocess
 from simclr_tf.data.sources import open_source
 from simclr_tf.data.subset import Subset
 from simclr_tf.errors import UserError
-from simclr_tf.export.module import preprocess
 from simclr_tf.stack import tf
 
 Image = pytest.importorskip("PIL.Image")

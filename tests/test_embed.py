@@ -12,8 +12,8 @@ from PIL import Image
 
 from simclr_tf import embed, neighbors, vectors
 from simclr_tf.data.decode import decode
+from simclr_tf.data.prepare import preprocess
 from simclr_tf.errors import UsageError, UserError
-from simclr_tf.export.module import preprocess
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 

@@ -11,10 +11,11 @@ import pytest
 from command import simclr
 from graphs import convolutions
 
-from simclr_tf import checkpoint, vectors
-from simclr_tf.data.augment import unit_images
+from simclr_tf import vectors
+from simclr_tf.data.decode import unit_images
 from simclr_tf.data.sources import open_source
 from simclr_tf.models import embedded_networks
+from simclr_tf.networks import load_network
 from simclr_tf.stack import tf
 
 NAMES = embedded_networks.names()
@@ -44,7 +45,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def logits(name, examples) -> np.ndarray:
-    network, _, _ = checkpoint.load_network(folder(name))
+    network, _, _ = load_network(folder(name))
     return tf.function(network.logits, autograph=False)(examples[0], training=False).numpy()
 
 

@@ -12,10 +12,11 @@ import pytest
 from exported_run import export, images, make_network, make_run
 
 from simclr_tf import checkpoint
+from simclr_tf.data.prepare import preprocess
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, verb, versions
-from simclr_tf.export.module import CLASSIFIER, make_module, preprocess
+from simclr_tf.export.module import CLASSIFIER, make_module
 from simclr_tf.models.network import Network
 from simclr_tf.stack import keras, tf
 

@@ -16,6 +16,7 @@ from command import simclr
 from simclr_tf import checkpoint, config, configurables, recipes, records, signatures
 from simclr_tf.cluster import make_strategy
 from simclr_tf.errors import UserError
+from simclr_tf.files import read_json
 from simclr_tf.operations import OPERATIONS, TRAINING_MODES
 from simclr_tf.optim.schedules import WarmupCosine
 from simclr_tf.place import RunContext
@@ -268,7 +269,7 @@ def test_every_stage_steps_under_xla(mode, runs, tmp_path):
 
 def test_every_stage_steps(runs):
     for mode in TRAINING_MODES:
-        result = records.read_json(f"{runs}/{mode}/{records.RESULT}")
+        result = read_json(f"{runs}/{mode}/{records.RESULT}")
         assert (result["stage"], result["steps"]) == (mode, 2)
         assert checkpoint.newest(f"{runs}/{mode}")
         for name in (config.CONFIG, config.OPERATIVE):
@@ -279,7 +280,7 @@ def test_every_stage_steps(runs):
 def test_verbs_work(runs, mode, written):
     done = simclr(f"--mode={mode}", f"--workdir={runs}/linear_eval", "--gin_file=smoke")
     assert done.code == 0, done.err
-    assert records.read_json(f"{runs}/linear_eval/{written}")["examples"] == 32
+    assert read_json(f"{runs}/linear_eval/{written}")["examples"] == 32
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import reference
 
 from simclr_tf import losses, nt_xent_tiled
 from simclr_tf.errors import UserError
+from simclr_tf.nt_xent import Contrast, NtXentKeys, nt_xent, nt_xent_chance
 from simclr_tf.stack import tf
 
 
@@ -44,7 +45,7 @@ def test_nt_xent_against_the_formula(temperature):
     rng = np.random.default_rng(0)
     anchor = rng.normal(size=(9, 5))
     views = anchor + 0.7 * rng.normal(size=(9, 5)), anchor + 0.7 * rng.normal(size=(9, 5))
-    actual = losses.nt_xent(*map(tf.constant, views), temperature=temperature)
+    actual = nt_xent(*map(tf.constant, views), temperature=temperature)
     for name, expected in oracle(*views, temperature).items():
         np.testing.assert_allclose(getattr(actual, name), expected, rtol=1e-10, err_msg=name)
 
@@ -65,7 +66,7 @@ def test_nt_xent_is_the_published_one(case):
     projection = tf.constant(expected["projection"])
     with tf.GradientTape() as tape:
         tape.watch(projection)
-        contrast = losses.nt_xent(*tf.split(projection, 2), temperature=temperature)
+        contrast = nt_xent(*tf.split(projection, 2), temperature=temperature)
         loss = tf.reduce_mean(contrast.loss)
     assert reference.relative(loss, expected["loss"]) < 1e-5
     assert reference.relative(tape.gradient(loss, projection), expected["gradient"]) < 1e-5
@@ -76,8 +77,8 @@ def test_nt_xent_is_the_published_one(case):
 
 def test_collapse_shows():
     views = tf.ones([8, 4], tf.float64)
-    contrast = losses.nt_xent(views, views, temperature=0.1)
-    np.testing.assert_allclose(contrast.loss, losses.nt_xent_chance(8), rtol=1e-12)
+    contrast = nt_xent(views, views, temperature=0.1)
+    np.testing.assert_allclose(contrast.loss, nt_xent_chance(8), rtol=1e-12)
     np.testing.assert_allclose(contrast.uniformity, 0, atol=1e-12)
     np.testing.assert_allclose(contrast.entropy, math.log(8), rtol=1e-12)
 
@@ -87,7 +88,7 @@ def test_nt_xent_depends_on_directions_only():
     views = [tf.constant(rng.normal(size=(6, 4))) for _ in range(2)]
     scaled = [view * 7.0 for view in views]
     np.testing.assert_allclose(
-        losses.nt_xent(*views, temperature=0.3).loss, losses.nt_xent(*scaled, temperature=0.3).loss, rtol=1e-12
+        nt_xent(*views, temperature=0.3).loss, nt_xent(*scaled, temperature=0.3).loss, rtol=1e-12
     )
 
 
@@ -99,15 +100,15 @@ def test_cross_entropy_leaves_unlabelled_examples_out():
     np.testing.assert_allclose(losses.top_1(tf.constant([0, -1, 2]), logits), [1, 0, 0])
 
 
-def random_keys(rng, count: int, queue: int, filled: int) -> losses.Keys:
+def random_keys(rng, count: int, queue: int, filled: int) -> NtXentKeys:
     parts = (tf.math.l2_normalize(tf.constant(rng.normal(size=(rows, 6))), axis=1) for rows in (count, count, queue))
-    return losses.Keys(*parts, tf.constant(filled))
+    return NtXentKeys(*parts, tf.constant(filled))
 
 
 def value_and_gradient(views, **settings):
     with tf.GradientTape() as tape:
         tape.watch(views)
-        contrast = losses.nt_xent(*views, **settings)
+        contrast = nt_xent(*views, **settings)
         loss = tf.reduce_sum(contrast.loss * tf.linspace(tf.constant(0.5, tf.float64), 1.5, views[0].shape[0]))
     return contrast, tape.gradient(loss, views)
 
@@ -126,7 +127,7 @@ def test_tiles_agree_with_the_matrix(monkeypatch, tile, queue, temperature):
     plain, tiled = (
         value_and_gradient(views, temperature=temperature, keys=keys, kind=kind) for kind in ("plain", "tiled")
     )
-    for name, expected, actual in zip(losses.Contrast._fields, plain[0], tiled[0]):
+    for name, expected, actual in zip(Contrast._fields, plain[0], tiled[0]):
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12, err_msg=name)
     for expected, actual in zip(plain[1], tiled[1]):
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
@@ -134,8 +135,8 @@ def test_tiles_agree_with_the_matrix(monkeypatch, tile, queue, temperature):
 
 def test_tiles_break_ties_as_the_matrix_does():
     views = [tf.ones([70, 4], tf.float64)] * 2
-    for name, value in losses.nt_xent(*views, temperature=0.1, kind="tiled")._asdict().items():
-        expected = getattr(losses.nt_xent(*views, temperature=0.1, kind="plain"), name)
+    for name, value in nt_xent(*views, temperature=0.1, kind="tiled")._asdict().items():
+        expected = getattr(nt_xent(*views, temperature=0.1, kind="plain"), name)
         np.testing.assert_allclose(value, expected, atol=1e-10, err_msg=name)
 
 
@@ -156,7 +157,7 @@ def test_no_matrix_is_made_above_a_size(monkeypatch):
         def run(view_1, view_2):
             with tf.GradientTape() as tape:
                 tape.watch([view_1, view_2])
-                contrast = losses.nt_xent(view_1, view_2, temperature=0.1)
+                contrast = nt_xent(view_1, view_2, temperature=0.1)
             return tape.gradient(contrast.loss, [view_1, view_2]), contrast
 
         run.get_concrete_function()
@@ -180,4 +181,4 @@ def test_tiles_under_xla():
 
 def test_an_unknown_way_is_refused():
     with pytest.raises(UserError, match="nt_xent is 'fast'"):
-        losses.nt_xent(tf.ones([2, 3]), tf.ones([2, 3]), temperature=0.1, kind="fast")
+        nt_xent(tf.ones([2, 3]), tf.ones([2, 3]), temperature=0.1, kind="fast")

@@ -11,14 +11,17 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, SIZE, TINY, TinyRun
 
-from simclr_tf import checkpoint, losses, records
+from simclr_tf import checkpoint, records
 from simclr_tf.cluster import make_strategy
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_json
 from simclr_tf.memory import Memory
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.published import encoder_variables, head_variables
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.networks import load_network
+from simclr_tf.nt_xent import NtXentKeys, nt_xent
 from simclr_tf.stack import keras, tf
 
 # Holds two and a half steps' keys: three steps fill it and wrap around.
@@ -72,8 +75,8 @@ def test_loss_and_gradient_against_the_oracle(kind, filled, temperature):
     tensors = [tf.constant(value) for value in (*views, *keys, queue)]
     with tf.GradientTape() as tape:
         tape.watch(tensors)
-        contrast = losses.nt_xent(
-            *tensors[:2], temperature=temperature, keys=losses.Keys(*tensors[2:], tf.constant(filled)), kind=kind
+        contrast = nt_xent(
+            *tensors[:2], temperature=temperature, keys=NtXentKeys(*tensors[2:], tf.constant(filled)), kind=kind
         )
         loss = tf.reduce_mean(contrast.loss)
     expected, gradients = oracle(views, keys, queue, filled, temperature)
@@ -97,9 +100,9 @@ def online():
     return small_network("float64")
 
 
-def step_keys(rng, count: int) -> losses.Keys:
+def step_keys(rng, count: int) -> NtXentKeys:
     views = (tf.constant(unit(rng.normal(size=(count, 8)))) for _ in range(2))
-    return losses.Keys(*views, tf.zeros([1, 8], tf.float64), tf.constant(0))
+    return NtXentKeys(*views, tf.zeros([1, 8], tf.float64), tf.constant(0))
 
 
 @pytest.mark.parametrize("size", [12, 16, 7, 3])
@@ -132,8 +135,8 @@ def test_planted_duplicates_are_recalled(online):
     np.testing.assert_array_equal(np.argmax(similarity[24:], axis=1), np.arange(24, 64) % 40)
     # A query whose duplicate is in the queue has a rival as near as its positive.
     query = steps[-1].view_1
-    contrast = losses.nt_xent(
-        query, query, temperature=0.01, keys=losses.Keys(query, query, memory.queue.read_value(), tf.constant(40))
+    contrast = nt_xent(
+        query, query, temperature=0.01, keys=NtXentKeys(query, query, memory.queue.read_value(), tf.constant(40))
     )
     np.testing.assert_allclose(contrast.loss, 2 * math.log(2), atol=1e-3)
 
@@ -274,10 +277,10 @@ def test_costs_count_a_forward_pass_and_the_queue(one):
 
 def test_exports_can_take_either_network(one, tmp_path):
     run = one[0]
-    records.write_json(str(tmp_path / records.ARCHITECTURE), run.stage.describe())
+    write_json(str(tmp_path / records.ARCHITECTURE), run.stage.describe())
     checkpoint.Checkpoints(str(tmp_path), run.items(), keep=1).save(4)
-    online, *_ = checkpoint.load_network(str(tmp_path), precision="float64")
-    momentum, *_ = checkpoint.load_network(str(tmp_path), precision="float64", momentum=True)
+    online, *_ = load_network(str(tmp_path), precision="float64")
+    momentum, *_ = load_network(str(tmp_path), precision="float64", momentum=True)
     for loaded, wanted in ((online, run.stage.network), (momentum, run.stage.memory.network)):
         for name in ("encoder", "head"):
             for a, b in zip(loaded.parts()[name].variables, wanted.parts()[name].variables):
@@ -289,10 +292,10 @@ def test_exports_can_take_either_network(one, tmp_path):
 
 def test_momentum_network_of_a_run_without_one(tmp_path):
     run = TinyRun(precision="float32")
-    records.write_json(str(tmp_path / records.ARCHITECTURE), run.stage.describe())
+    write_json(str(tmp_path / records.ARCHITECTURE), run.stage.describe())
     checkpoint.Checkpoints(str(tmp_path), run.items(), keep=1).save(0)
     with pytest.raises(UserError, match="no momentum network"):
-        checkpoint.load_network(str(tmp_path), momentum=True)
+        load_network(str(tmp_path), momentum=True)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_memory_needs_a_head():
 
 
 def test_strategies_share_one_queue():
-    """Keys of two replicas are enqueued in the order of the global batch."""
+    """NtXentKeys of two replicas are enqueued in the order of the global batch."""
     strategy = make_strategy("mirrored", virtual_devices=2)
     with strategy.scope():
         memory = Memory(small_network("float64"), queue_size=24)

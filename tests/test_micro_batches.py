@@ -9,9 +9,10 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, TinyRun
 
-from simclr_tf import losses, micro_batches
+from simclr_tf import micro_batches
 from simclr_tf.errors import UserError
 from simclr_tf.memory import Memory
+from simclr_tf.nt_xent import nt_xent
 from simclr_tf.stack import tf
 
 ROWS, COUNT = 12, 4
@@ -36,7 +37,7 @@ def layer():
 def loss_of(outputs) -> tf.Tensor:
     """Mixes all rows with one another, as a contrastive loss does."""
     halves = tf.split(outputs["z"], 2)
-    return tf.reduce_mean(losses.nt_xent(*halves, temperature=0.5).loss) + tf.reduce_sum(outputs["hidden"] ** 3)
+    return tf.reduce_mean(nt_xent(*halves, temperature=0.5).loss) + tf.reduce_sum(outputs["hidden"] ** 3)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -11,9 +11,9 @@ import reference
 
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import Classifier, ProjectionHead
+from simclr_tf.models.network import undecayed_variables
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim import optimizers
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.schedules import WarmupCosine, train_steps
 from simclr_tf.stack import keras, tf
 
@@ -128,7 +128,7 @@ def test_groups_choose_by_layer():
     head = ProjectionHead(encoder.feature_dim, num_layers=2)
     classifier = Classifier(3)
     classifier(head(encoder(tf.zeros([2, 32, 32, 3]))["final_avg_pool"])["head_layer_1"])
-    excluded = excluded_variables([encoder, head, classifier])
+    excluded = undecayed_variables([encoder, head, classifier])
     kept = [v for part in (encoder, head, classifier) for v in part.trainable_variables if id(v) not in excluded]
     # A stem, two in each of eight blocks, four shortcuts, two for SE in each block; two dense layers.
     assert len(kept) == 1 + 2 * 8 + 4 + 2 * 8 + 2

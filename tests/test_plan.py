@@ -20,6 +20,7 @@ from simclr_tf import collectives
 from simclr_tf.class_names import known_class_names
 from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.described import DescribedSource, numbers_suffice
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
@@ -27,7 +28,6 @@ from simclr_tf.loop import Loop
 from simclr_tf.plan import chips, environment, export, hlo
 from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import keras, tf
-from simclr_tf.stages.base import Input
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3

@@ -9,6 +9,7 @@ import pytest
 
 from simclr_tf import records, summaries
 from simclr_tf.errors import StartAgain, UserError
+from simclr_tf.files import read_lines, refusal, write_text, writing
 from simclr_tf.stack import tf
 
 
@@ -92,7 +93,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
                 log.add(step, [{"loss": 1.0}], {})
                 log.flush()
         with pytest.raises(UserError, match="result.json cannot be written"):
-            records.write_text(str(tmp_path / "result.json"), "x" * 100_000)
+            write_text(str(tmp_path / "result.json"), "x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
@@ -156,10 +157,10 @@ def test_tensorboard_reads_what_its_own_functions_would_write(tmp_path):
 
 def test_what_passes_in_a_bucket_asks_for_another_start():
     gone = tf.errors.AbortedError(None, None, "All 10 retry attempts failed")
-    assert records.refusal("gs://bucket/run", gone) is StartAgain
-    assert records.refusal("/disk/run", gone) is UserError
-    assert records.refusal("gs://bucket/run", tf.errors.PermissionDeniedError(None, None, "")) is UserError
-    with pytest.raises(StartAgain, match="gs://bucket/run/x cannot be written"), records.writing("gs://bucket/run/x"):
+    assert refusal("gs://bucket/run", gone) is StartAgain
+    assert refusal("/disk/run", gone) is UserError
+    assert refusal("gs://bucket/run", tf.errors.PermissionDeniedError(None, None, "")) is UserError
+    with pytest.raises(StartAgain, match="gs://bucket/run/x cannot be written"), writing("gs://bucket/run/x"):
         raise gone
 
 
@@ -170,7 +171,7 @@ def test_what_waits_is_not_written_into_a_run_of_others():
     log.add(1, [{"loss": 2.0}], {"seconds": 1.0})
     log.close(write=False)
     for name in (records.METRICS, records.THROUGHPUT):
-        assert [row["step"] for row in records.read_lines(f"ram://overtaken/{name}")] == [0]
+        assert [row["step"] for row in read_lines(f"ram://overtaken/{name}")] == [0]
 
 
 @pytest.mark.parametrize("remote", [True, False])

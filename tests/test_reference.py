@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import reference
 
-from simclr_tf import losses
 from simclr_tf.models import published
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
+from simclr_tf.nt_xent import nt_xent
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import tf
 
@@ -91,11 +90,11 @@ def test_training_in_double_precision(double):
         id(v) for part in (network.encoder, network.head) for v in part.trainable_variables
     }
     optimizer = Lars(momentum=0.9, weight_decay=1e-4)
-    optimizer.build(variables, excluded_variables(network.parts().values()))
+    optimizer.build(variables, network.undecayed_variables())
 
     def forward():
         projection = network.outputs(double.images, training=True)["projection"]
-        contrast = losses.nt_xent(*tf.split(projection, 2), temperature=settings["temperature"])
+        contrast = nt_xent(*tf.split(projection, 2), temperature=settings["temperature"])
         return projection, tf.reduce_mean(contrast.loss)
 
     @tf.function

@@ -16,7 +16,6 @@ from simclr_tf.loop import Loop
 from simclr_tf.models import published
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars, Sgd
 from simclr_tf.stack import tf
 from simclr_tf.stages import distill
@@ -132,7 +131,7 @@ def test_a_stage_trains_as_published(path, monkeypatch):
 
     linear = case["stage"] == "linear"
     optimizer = watched(Sgd, nesterov=True) if linear else watched(Lars, weight_decay=case["weight_decay"])
-    optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+    optimizer.build(stage.trained_variables, stage.network.undecayed_variables())
     rate = tf.constant(case["learning_rate"], tf.float64)
     loop = Loop(stage, optimizer, lambda step: rate, tf.distribute.get_strategy(), seed=0, steps_per_call=1)
     logits = watch_logits(stage.network.classifier, arrays["train/logits"].shape)

@@ -16,6 +16,7 @@ from PIL import Image
 from tensorflow.core.util import event_pb2
 
 from simclr_tf import embedding
+from simclr_tf.data import subset
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.report import charts, gather, page, sections
@@ -317,13 +318,14 @@ def test_a_map_that_needs_a_missing_package(monkeypatch):
 
 def test_samples_are_drawn_by_lot_and_read_right():
     source = open_source("embedded:cifar10_mini", "test")
-    sample = embedding.Sample(source, 300)
+    sample = subset.sample(source, 300)
     assert sample.num_examples == 300
-    assert len(set(sample.rows)) == 300
+    rows = [list(source.example_ids).index(name) for name in sample.example_ids]
+    assert len(set(rows)) == 300 and rows == sorted(rows)
     counts = np.bincount(sample.labels, minlength=10)
     assert counts.min() > 10, counts  # Every tenth image is of one class; even steps would miss some.
-    np.testing.assert_array_equal(sample.resident().images[7], source.resident().images[sample.rows[7]])
-    assert sample.example_ids[7] == source.example_ids[sample.rows[7]]
+    np.testing.assert_array_equal(sample.resident().images[7], source.resident().images[rows[7]])
+    assert subset.sample(source, 10**6).num_examples == source.num_examples
 
 
 def test_queries_take_classes_in_turn():

@@ -23,6 +23,7 @@ from simclr_tf.lock import WorkdirLock
 from simclr_tf.memory import Memory
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.networks import read_architecture, read_matched
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.optim.schedules import WarmupCosine
 from simclr_tf.place import RunContext, Settings
@@ -275,7 +276,7 @@ def held(stage) -> dict[str, list[bytes]]:
 )
 def test_pretraining_takes_all_that_fits_from_another_run(whole, changes, anew):
     stage, other = make(**changes), make()
-    checkpoint.read_matched(other.checkpoint_items(), checkpoint.newest(str(whole)))
+    read_matched(other.checkpoint_items(), checkpoint.newest(str(whole)))
     table = stage.start(str(whole))
     for name, why in anew.items():
         assert any(line.split()[0] == name and f"starts anew: {why}" in line for line in table)
@@ -287,7 +288,7 @@ def test_pretraining_takes_all_that_fits_from_another_run(whole, changes, anew):
 
 def test_a_probe_of_other_classes_starts_anew(whole):
     stage = make()
-    description = checkpoint.read_architecture(str(whole), "--init_from")
+    description = read_architecture(str(whole), "--init_from")
     assert stage.misfit("classifier", description) == []
     renamed = {**description, "class_names": ["zebra", *description["class_names"][1:]]}
     assert stage.misfit("classifier", renamed) == ["class 'zebra' there is 'airplane' here"]

@@ -17,7 +17,6 @@ from simclr_tf.loop import Loop
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages import distill
@@ -53,7 +52,7 @@ def supervised(**settings) -> Supervised:
 
 def steps(stage, batch, count: int = 2, rate=lambda step: tf.constant(0.5)) -> list[dict[str, float]]:
     optimizer = Lars()
-    optimizer.build(stage.trained_variables, excluded_variables(stage.network.parts().values()))
+    optimizer.build(stage.trained_variables, stage.network.undecayed_variables())
     loop = Loop(stage, optimizer, rate, tf.distribute.get_strategy(), seed=3, steps_per_call=count)
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     return [record for chunk in loop.run(iterator, count) for record in chunk.records]

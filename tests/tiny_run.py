@@ -11,7 +11,6 @@ from simclr_tf.data.base import Source
 from simclr_tf.loop import Loop
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.optim.groups import excluded_variables
 from simclr_tf.optim.optimizers import Lars
 from simclr_tf.stack import keras, tf
 from simclr_tf.stages.pretrain import Pretrain
@@ -78,7 +77,7 @@ class TinyRun:
                 **settings,
             )
             self.optimizer = Lars(weight_decay=1e-4)
-            self.optimizer.build(self.stage.trained_variables, excluded_variables(self.stage.network.parts().values()))
+            self.optimizer.build(self.stage.trained_variables, self.stage.network.undecayed_variables())
             self.loop = Loop(
                 self.stage,
                 self.optimizer,

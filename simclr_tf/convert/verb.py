@@ -14,9 +14,11 @@ from simclr_tf.convert.recognize import Architecture, Found
 from simclr_tf.convert.saved_model import read_lists
 from simclr_tf.convert.source import Source
 from simclr_tf.errors import UsageError, UserError
+from simclr_tf.files import write_json
 from simclr_tf.models.network import Network
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
+from simclr_tf.text import magnitude
 
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
@@ -90,7 +92,7 @@ def run_convert(
     _fill(network, found, source)
     _write(context.workdir, network, step, names, context.source, assumed)
     print(
-        f"  wrote {context.workdir} ({summary.magnitude(summary.count_parameters(network))} parameters); it serves as "
+        f"  wrote {context.workdir} ({magnitude(summary.count_parameters(network))} parameters); it serves as "
         "--init_from, and as --workdir of the modes that look at a run"
     )
     return description
@@ -253,5 +255,5 @@ def _write(workdir: str, network: Network, step: int, class_names: list[str], so
         "source": source,
         **({"assumed": assumed} if assumed else {}),
     }
-    records.write_json(os.path.join(workdir, records.ARCHITECTURE), description)
+    write_json(os.path.join(workdir, records.ARCHITECTURE), description)
     tf.io.gfile.rmtree(aside)

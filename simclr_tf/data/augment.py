@@ -16,6 +16,7 @@ from simclr_tf.data.addons_ops import random_cutout, random_rotation
 from simclr_tf.data.blur import random_blur
 from simclr_tf.data.color import BRIGHTNESS_KINDS, color_jitter, random_gray
 from simclr_tf.data.crop import CROP_KINDS, Box, random_crop_box
+from simclr_tf.data.decode import unit_images
 from simclr_tf.data.steps import RandomStep, channels_first, channels_last, choose, draw_all, random_step
 from simclr_tf.errors import UserError
 from simclr_tf.stack import addons, tf
@@ -28,15 +29,6 @@ _GREATEST_STRENGTH = 2.5
 def random_flip(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
     """Mirrors left to right at random: `random_flip(images, seeds, probability=0.5)`."""
     return choose(draws[..., 0] < probability, tf.reverse(images, axis=[-1]), images)
-
-
-def unit_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns float32 images in [0, 1] of uint8 ones, or of floating ones that are in [0, 1] already."""
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) * (1.0 / 255.0)
-    if images.dtype.is_floating:
-        return tf.cast(images, tf.float32)
-    raise ValueError(f"images have to be uint8 or floating, got {images.dtype.name}")
 
 
 class Augment:

@@ -253,3 +253,12 @@ def try_decode(
     tried = tried.ignore_errors()
     image, label, sound = tried.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
     return tf.ensure_shape(image, [None, None, 3]), label, sound
+
+
+def unit_images(images: tf.Tensor) -> tf.Tensor:
+    """Returns float32 images in [0, 1] of uint8 ones, or of floating ones that are in [0, 1] already."""
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) * (1.0 / 255.0)
+    if images.dtype.is_floating:
+        return tf.cast(images, tf.float32)
+    raise ValueError(f"images have to be uint8 or floating, got {images.dtype.name}")

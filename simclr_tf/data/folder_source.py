@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf.data import groups, splits
-from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, load
+from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source
 from simclr_tf.data.decode import READS_WEBP, SUFFIXES, try_decode
+from simclr_tf.data.resident import load
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 

@@ -278,3 +278,17 @@ def _reader(
         return (*read(index), index, attempt + 1)
 
     return one
+
+
+class Input(NamedTuple):
+    """A stream of examples.
+
+    Attributes:
+      source: of the images.
+      prepare: what the host makes of each image; see `data.prepare`.
+      batch_size: examples of a step over all replicas; None for the run's global batch.
+    """
+
+    source: Source
+    prepare: Callable
+    batch_size: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simclr_tf.data.crop import Box, crop_and_resize, crop_draws, evaluation_crop_box, resize
+from simclr_tf.data.decode import decode, unit_images
 from simclr_tf.randomness import fold_in, stream
 from simclr_tf.stack import tf
 
@@ -115,3 +116,23 @@ def one_crop(size: int, crop_box: Callable[..., Box]) -> Prepare:
 def two_crops(size: int, crop_box: Callable[..., Box]) -> Prepare:
     """Two random crops of one decoded image as `view_1` and `view_2`; `crop_box` is like `Augment.crop_box`."""
     return Prepare(size, ("view_1", "view_2"), crop_box)
+
+
+def preprocess(image_bytes: tf.Tensor, image_size: int, bit_depth: int | None = None) -> tf.Tensor:
+    """Decodes image files and brings them to what evaluation shows a network.
+
+    Args:
+      image_bytes: [B] strings.
+      image_size: in pixels.
+      bit_depth: see `decode.png_pixels`.
+
+    Returns:
+      [B, image_size, image_size, 3] float32 in [0, 1].
+    """
+    prepare = central(image_size)
+
+    def one(encoded: tf.Tensor) -> tf.Tensor:
+        crop = prepare(decode(encoded, bit_depth), tf.zeros([2], tf.int32))["image"]
+        return tf.ensure_shape(crop, [image_size, image_size, 3])
+
+    return unit_images(tf.map_fn(one, image_bytes, fn_output_signature=tf.uint8))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source
+from simclr_tf.data.order import permutation
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 
@@ -93,6 +94,14 @@ class Balanced(Subset):
         whole = self.source.resident()
         too_large = whole is not None and self.num_examples * whole.images[0].nbytes > RESIDENT_BYTES
         return None if too_large else super().resident()
+
+
+def sample(source: Source, count: int) -> Source:
+    """Draws some images, always the same ones, since sources are often sorted by class; all where there are fewer."""
+    if count >= source.num_examples:
+        return source
+    rows = permutation(0, "report sample", tf.range(count, dtype=tf.int64), source.num_examples)
+    return Subset(source, np.sort(rows.numpy()), source.name)
 
 
 def labelled_subset(

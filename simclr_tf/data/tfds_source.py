@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from simclr_tf.data import records_index, splits
-from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, load, reason
+from simclr_tf.data.base import RESIDENT_BYTES, Resident, Source, reason
 from simclr_tf.data.decode import plain
+from simclr_tf.data.resident import load
 from simclr_tf.errors import UserError
 from simclr_tf.stack import tf
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 
 from simclr_tf import checks
-from simclr_tf.data.augment import unit_images
-from simclr_tf.data.decode import decode
-from simclr_tf.data.prepare import central
+from simclr_tf.data.prepare import preprocess
 from simclr_tf.models.means import flat
-from simclr_tf.models.network import Network
+from simclr_tf.models.network import Network, layers
 from simclr_tf.stack import tf
 
 FEATURES, CLASSIFIER = "feature_vector", "classifier"
@@ -27,13 +25,6 @@ class Reusable(tf.Module):
 
     variables: list[tf.Variable] = None
     trainable_variables: list[tf.Variable] = None
-
-
-def layers(network: Network) -> list[str]:
-    """Returns the outputs that can be exported as features."""
-    head = len(network.head.projections) if network.head is not None else 0
-    groups = ["initial_max_pool", *(f"block_group{i}" for i in range(1, 5))]
-    return [*groups, "final_avg_pool", *(f"head_layer_{i}" for i in range(head + 1))]
 
 
 def make_module(network: Network, kind: str, layer: str, assets: dict[str, str]) -> Reusable:
@@ -126,26 +117,6 @@ def signatures(
         "serving_default": serving_default.get_concrete_function(),
         "serving_bytes": serving_bytes.get_concrete_function(),
     }
-
-
-def preprocess(image_bytes: tf.Tensor, image_size: int, bit_depth: int | None = None) -> tf.Tensor:
-    """Decodes image files and brings them to what evaluation shows a network.
-
-    Args:
-      image_bytes: [B] strings.
-      image_size: in pixels.
-      bit_depth: see `decode.png_pixels`.
-
-    Returns:
-      [B, image_size, image_size, 3] float32 in [0, 1].
-    """
-    prepare = central(image_size)
-
-    def one(encoded: tf.Tensor) -> tf.Tensor:
-        crop = prepare(decode(encoded, bit_depth), tf.zeros([2], tf.int32))["image"]
-        return tf.ensure_shape(crop, [image_size, image_size, 3])
-
-    return unit_images(tf.map_fn(one, image_bytes, fn_output_signature=tf.uint8))
 
 
 def write(module: Reusable, kind: str, image_size: int, folder: str, bit_depth: int | None = None) -> None:

@@ -9,14 +9,17 @@ import tempfile
 
 import numpy as np
 
-from simclr_tf import checkpoint, checks, records, summary
+from simclr_tf import checks, summary
 from simclr_tf.class_names import numbered_classes
 from simclr_tf.data.crop import EVALUATION_PROPORTION, LARGEST_UNCROPPED_SIZE
+from simclr_tf.data.prepare import preprocess
 from simclr_tf.data.sources import open_source
 from simclr_tf.errors import UserError
 from simclr_tf.export import check, formats, pytorch, versions
-from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset, layers, make_module, preprocess, write
-from simclr_tf.models.network import Network
+from simclr_tf.export.module import CLASSIFIER, DETAILS, FEATURES, LABELS, asset, make_module, write
+from simclr_tf.files import read_json
+from simclr_tf.models.network import Network, fingerprint, layers
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.stack import tf
 
@@ -57,7 +60,7 @@ def run_export(
     """
     wanted = list(formats)
     _check_settings(wanted, image_size, keep, weights)
-    network, description, path = checkpoint.load_network(context.workdir, momentum=weights == "momentum")
+    network, description, path = load_network(context.workdir, momentum=weights == "momentum")
     if "torch" in wanted and layer != "final_avg_pool":
         raise UserError(
             f"export.layer is {layer!r}, and torchvision's ResNet, for which export.formats has 'torch', ends in "
@@ -133,7 +136,7 @@ def _details(
         "weights": weights,
         "layer": f"head_layer_{network.classifier_layer}" if kind == CLASSIFIER else layer,
         "network": network.describe(),
-        "fingerprint": checkpoint.fingerprint(v for part in network.parts().values() for v in part.variables)[:16],
+        "fingerprint": fingerprint(v for part in network.parts().values() for v in part.variables)[:16],
         "image_size": size,
         "bit_depth": description["data"].get("bit_depth"),
         "class_names": names if kind == CLASSIFIER else [],
@@ -245,4 +248,4 @@ def _write_torch(network: Network, kind: str, path: str, encoded: list[bytes]) -
 
 def details_of(folder: str) -> dict:
     """Returns what was stored with an export."""
-    return records.read_json(asset(folder, DETAILS))
+    return read_json(asset(folder, DETAILS))

@@ -9,7 +9,7 @@ import uuid
 
 from absl import logging
 
-from simclr_tf import records
+from simclr_tf.files import write_json, writing
 from simclr_tf.stack import tf
 
 # Lists what an export wrote; a folder without it is none of ours.
@@ -21,7 +21,7 @@ _LONG_AGO = 24 * 3600
 def aside(parent: str) -> str:
     """Makes a folder that no reader takes for a version, and returns it; clears what killed exports left long ago."""
     folder = os.path.join(parent, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
-    with records.writing(parent):
+    with writing(parent):
         tf.io.gfile.makedirs(folder)
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(parent)):
             path = os.path.join(parent, name)
@@ -33,7 +33,7 @@ def aside(parent: str) -> str:
 
 def publish(folder: str, parent: str, version: int) -> str:
     """Marks a finished folder as ours and gives it its name; returns its path."""
-    records.write_json(os.path.join(folder, MARKER), {"version": version, "files": _files(folder)})
+    write_json(os.path.join(folder, MARKER), {"version": version, "files": _files(folder)})
     final = os.path.join(parent, str(version))
     tf.io.gfile.rename(folder, final)
     return final

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from simclr_tf import checks
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import Classifier, ProjectionHead
+from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.precision import POLICIES
 from simclr_tf.stack import keras, tf
@@ -192,6 +194,14 @@ class Network(tf.Module):
         parts = {"encoder": self.encoder, "head": self.head, "classifier": self.classifier}
         return {name: part for name, part in parts.items() if part is not None}
 
+    def undecayed_variables(self) -> set[int]:
+        """Returns `id()`s of the variables that take neither weight decay nor a trust ratio.
+
+        These are batch norm's variables, all biases, and everything in the classifier: chosen by the layer that owns
+        them, never by name.
+        """
+        return undecayed_variables(self.parts().values())
+
     def describe(self) -> dict:
         """Returns all that is needed to build this network again, as plain values."""
         return {
@@ -241,3 +251,30 @@ def with_first_layers(
             f"bind {owner}.make_head"
         )
     return lambda **kwargs: make_head(used_layers=count, **kwargs)
+
+
+def fingerprint(variables: Iterable[tf.Variable]) -> str:
+    """Returns a hash of variables' values, in their order."""
+    digest = hashlib.sha256()
+    for variable in variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def layers(network: Network) -> list[str]:
+    """Returns the outputs that can be exported as features."""
+    head = len(network.head.projections) if network.head is not None else 0
+    groups = ["initial_max_pool", *(f"block_group{i}" for i in range(1, 5))]
+    return [*groups, "final_avg_pool", *(f"head_layer_{i}" for i in range(head + 1))]
+
+
+def undecayed_variables(modules: Iterable[tf.Module]) -> set[int]:
+    """See `Network.undecayed_variables`; `modules` and all layers below them are searched."""
+    found: set[int] = set()
+    for root in modules:
+        for module in (root, *root.submodules):
+            if isinstance(module, (BatchNorm, Classifier)):
+                found.update(id(variable) for variable in module.variables)
+            elif getattr(module, "bias", None) is not None:
+                found.add(id(module.bias))
+    return found

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from typing import Any
 
-from simclr_tf import records
 from simclr_tf.errors import UserError
+from simclr_tf.files import read_json, write_json
 from simclr_tf.plan.chips import Topology
 from simclr_tf.stack import tf
 
@@ -163,14 +163,14 @@ def compile_for(
         with open(answered) as file:
             answer = json.load(file)
     tf.io.gfile.makedirs(cache)
-    records.write_json(path, answer)
+    write_json(path, answer)
     return {**answer, "cached": False}
 
 
 def _known(path: str) -> dict[str, Any] | None:
     """Returns an earlier answer; None where there is none, or a damaged one, which will be replaced."""
     try:
-        answer = records.read_json(path) if tf.io.gfile.exists(path) else None
+        answer = read_json(path) if tf.io.gfile.exists(path) else None
     except ValueError:
         return None
     return answer if isinstance(answer, dict) and "fits" in answer else None

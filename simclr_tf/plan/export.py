@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_tf import records
 from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.bad_images import bad_image_counter
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_bytes, write_json
 from simclr_tf.plan import hlo
 from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import tf
@@ -192,15 +192,15 @@ def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: i
 def save(exported: Exported, folder: str) -> None:
     """Writes the program and its manifest into a folder, which is made."""
     tf.io.gfile.makedirs(folder)
-    records.write_bytes(os.path.join(folder, HLO), exported.module)
-    records.write_json(os.path.join(folder, MANIFEST), exported.manifest)
+    write_bytes(os.path.join(folder, HLO), exported.module)
+    write_json(os.path.join(folder, MANIFEST), exported.manifest)
 
 
 def _save_arrays(path: str, arrays: dict[str, np.ndarray], sha256: str) -> None:
     """Writes arrays, and to which program they belong."""
     with io.BytesIO() as buffer:
         np.savez(buffer, hlo_sha256=np.array(sha256), **arrays)
-        records.write_bytes(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
 
 
 def save_state(exported: Exported, folder: str) -> None:

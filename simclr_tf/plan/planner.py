@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from simclr_tf import records, summary
+from simclr_tf import summary
 from simclr_tf.collectives import ReplicaProgram
 from simclr_tf.data.described import numbers_suffice
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_json
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.plan import environment, estimate, export, hlo
 from simclr_tf.plan.chips import Topology
@@ -19,6 +20,7 @@ from simclr_tf.plan.search import Largest, Try, largest_batch
 from simclr_tf.plan.tables import search_line, step_table
 from simclr_tf.run_plan import RunPlan
 from simclr_tf.stack import keras
+from simclr_tf.text import magnitude
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
 # Takes the program and further gin bindings; see `cli`.
@@ -232,7 +234,7 @@ def plan(
         told = describe(built, topology, batch_size, compile_exported(exported, topology, compiler), price)
         print(step_table(told), flush=True)
         plans.append(told)
-        records.write_json(os.path.join(workdir, PLAN), {"plans": plans})
+        write_json(os.path.join(workdir, PLAN), {"plans": plans})
         if not search:
             continue
         print("  largest batch on each replica:", flush=True)
@@ -244,7 +246,7 @@ def plan(
                 else {**found._asdict(), "tries": [attempt._asdict() for attempt in found.tries]}
             )
             print(search_line(name, found), flush=True)
-            records.write_json(os.path.join(workdir, PLAN), {"plans": plans})
+            write_json(os.path.join(workdir, PLAN), {"plans": plans})
     print(f"written to {os.path.join(workdir, PLAN)}")
     return {"plans": plans}
 
@@ -261,7 +263,7 @@ def export_step(build: Build, *, workdir: str, batches: int, init_from: str | No
     export.save(exported, workdir)
     export.save_state(exported, workdir)
     export.save_batches(built, exported, workdir, batches)
-    size = summary.magnitude(sum(variable.shape.num_elements() for variable in exported.variables.values()))
+    size = magnitude(sum(variable.shape.num_elements() for variable in exported.variables.values()))
     print(
         f"{built.stage.name}: the step of {built.global_batch_size} images, {size} values of {len(exported.variables)} "
         f"variables and {batches} batch(es) are in {workdir}; JAX alone runs it: benchmarks/run_step_pjrt.py {workdir}"

@@ -11,6 +11,8 @@ import numpy as np
 
 from simclr_tf import checkpoint, records
 from simclr_tf.errors import UserError
+from simclr_tf.files import read_json
+from simclr_tf.networks import read_architecture
 from simclr_tf.report import settings
 from simclr_tf.stack import tf
 
@@ -117,7 +119,7 @@ def read(workdir: str, name: str) -> Run:
     Raises:
       UserError: where `workdir` is no run's, or a file in it cannot be understood.
     """
-    description = checkpoint.read_architecture(workdir, "--workdir")
+    description = read_architecture(workdir, "--workdir")
     metrics_path = os.path.join(workdir, records.METRICS)
     age = None
     if tf.io.gfile.exists(metrics_path):
@@ -152,7 +154,7 @@ def _json(workdir: str, name: str) -> dict | None:
     if not tf.io.gfile.exists(path):
         return None
     try:
-        value = records.read_json(path)
+        value = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); restore it, or move it away") from None
     if not isinstance(value, dict):

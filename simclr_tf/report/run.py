@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simclr_tf import __version__, checkpoint, checks, contact_sheet, embedding, records, views
+from simclr_tf import __version__, checks, contact_sheet, embedding, views
 from simclr_tf.class_names import disagreement
 from simclr_tf.data.augment import Augment
 from simclr_tf.data.base import Source
 from simclr_tf.data.dataset import Data
 from simclr_tf.errors import UserError
+from simclr_tf.files import write_text
 from simclr_tf.models.network import Network
+from simclr_tf.networks import load_network
 from simclr_tf.place import RunContext
 from simclr_tf.precision import resolve_precision
 from simclr_tf.report import gather, sections
@@ -88,7 +90,7 @@ def run_report(
             notes[run.name].append("There is no checkpoint yet, so nothing is shown of its network.")
             continue
         with context.strategy.scope():
-            networks[run.name], _, _ = checkpoint.load_network(run.workdir, precision=chosen)
+            networks[run.name], _, _ = load_network(run.workdir, precision=chosen)
     bodies = [
         _about(
             context,
@@ -119,7 +121,7 @@ def run_report(
         )
     )
     if context.is_chief:
-        records.write_text(path, document(title, body))
+        write_text(path, document(title, body))
     context.say(f"report: {len(runs)} run(s); open {path}")
     return {"path": path, "runs": workdirs}
 

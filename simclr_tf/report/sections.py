@@ -11,11 +11,11 @@ from simclr_tf import contact_sheet, metrics, summary
 from simclr_tf.data.overlap import Overlap
 from simclr_tf.embedding import Seen, choose_queries, nearest
 from simclr_tf.models.network import Network
-from simclr_tf.progress import duration
 from simclr_tf.report import charts, settings
 from simclr_tf.report.charts import Level, Series
 from simclr_tf.report.gather import Run
 from simclr_tf.report.page import bar, figure, picture, table, text
+from simclr_tf.text import duration, magnitude
 
 _MANY_CLASSES = 30
 _MANY_MISTAKES = 10
@@ -103,8 +103,8 @@ def overview(runs: Sequence[Run], networks: dict[str, Network]) -> str:
                 text(status(run)),
                 _percent(top_1(run)),
                 _percent((run.knn or {}).get("top_1")),
-                summary.magnitude(summary.count_parameters(network.encoder)) if network else "–",
-                summary.magnitude(summary.flops_per_image(network)) if network else "–",
+                magnitude(summary.count_parameters(network.encoder)) if network else "–",
+                magnitude(summary.flops_per_image(network)) if network else "–",
                 charts.number(result["images_per_second"]) if "images_per_second" in result else _speed(run),
                 duration(result["seconds"]) if "seconds" in result else "–",
             )
@@ -301,12 +301,12 @@ def _classes(found: dict, whose: str) -> str:
 def cost(run: Run, network: Network) -> str:
     """What the network and its training cost."""
     rows = [
-        (text(f"{name}"), f"{summary.count_parameters(part):,}", summary.magnitude(summary.count_parameters(part)))
+        (text(f"{name}"), f"{summary.count_parameters(part):,}", magnitude(summary.count_parameters(part)))
         for name, part in network.parts().items()
     ]
     inside = table(("part", "parameters", ""), rows, numbers=(1, 2))
     flops = summary.flops_per_image(network)
-    lines = [f"Encoder, forward, one image of {network.image_size} pixels: {summary.magnitude(flops)}FLOP."]
+    lines = [f"Encoder, forward, one image of {network.image_size} pixels: {magnitude(flops)}FLOP."]
     result = run.result or {}
     if "seconds" in result:
         lines.append(

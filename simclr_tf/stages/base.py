@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
-from simclr_tf import checkpoint, collectives, metrics
+from simclr_tf import collectives, metrics
 from simclr_tf.data.base import Source
+from simclr_tf.data.pipeline import Input
 from simclr_tf.models.network import Network
+from simclr_tf.networks import initialize
 from simclr_tf.stack import tf
-
-
-class Input(NamedTuple):
-    """A stream of examples.
-
-    Attributes:
-      source: of the images.
-      prepare: what the host makes of each image; see `data.prepare`.
-      batch_size: examples of a step over all replicas; None for the run's global batch.
-    """
-
-    source: Source
-    prepare: Callable
-    batch_size: int | None = None
 
 
 def weight_of_labelled(source: Source, labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -113,9 +101,7 @@ class Stage(tf.Module):
         """
         taken, table = set(), []
         if init_from is not None:
-            taken, table = checkpoint.initialize(
-                self.initial_items(), init_from, required=self.required_items, misfit=self.misfit
-            )
+            taken, table = initialize(self.initial_items(), init_from, required=self.required_items, misfit=self.misfit)
         self.after_initialize(taken)
         return table
 

@@ -8,15 +8,17 @@ import numpy as np
 
 from simclr_tf import checks, losses, metrics
 from simclr_tf.class_names import disagreement, known_class_names, numbered_classes
-from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central, one_crop
 from simclr_tf.errors import UserError
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage, weight_of_labelled
+from simclr_tf.stages.base import Stage, weight_of_labelled
 from simclr_tf.teacher import load_teacher
 
 

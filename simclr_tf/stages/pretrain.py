@@ -6,16 +6,19 @@ from collections.abc import Callable
 
 from simclr_tf import checks, collectives, losses, micro_batches, randomness
 from simclr_tf.class_names import disagreement
-from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central, two_crops
 from simclr_tf.errors import UserError
 from simclr_tf.memory import Memory, projection_dim
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
+from simclr_tf.nt_xent import NT_XENT_KINDS, nt_xent, nt_xent_chance
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage, weight_of_labelled
+from simclr_tf.stages.base import Stage, weight_of_labelled
 
 _NORMS = ("apart", "together", "averages")
 
@@ -57,7 +60,7 @@ class Pretrain(Stage):
           make_head: takes `input_dim` and `dtype`.
           temperature: of the contrastive loss.
           make_memory: takes the network; None for no momentum network and no queue.
-          nt_xent: how the loss is computed: "plain", "tiled" (in little memory) or "auto"; see `losses.nt_xent`.
+          nt_xent: how the loss is computed: "plain", "tiled" (in little memory) or "auto"; see `nt_xent.nt_xent`.
           micro_batch_size: images, over all replicas, whose activations are in memory at a time; None for the whole
             batch. The loss and its gradient are the whole batch's; batch norm sees one micro-batch.
           micro_batch_norm: what that is: "apart", where an image's two views are in different micro-batches and so
@@ -70,7 +73,7 @@ class Pretrain(Stage):
         """
         super().__init__(name=self.name)
         checks.number("Pretrain.temperature", temperature, above=0, hint=", such as 0.1")
-        checks.choice("Pretrain.nt_xent", nt_xent, losses.NT_XENT_KINDS)
+        checks.choice("Pretrain.nt_xent", nt_xent, NT_XENT_KINDS)
         checks.number("Pretrain.probe_weight_decay", probe_weight_decay, least=0)
         checks.whole("Pretrain.micro_batch_size", micro_batch_size, optional=True)
         checks.choice("Pretrain.micro_batch_norm", micro_batch_norm, _NORMS)
@@ -120,7 +123,7 @@ class Pretrain(Stage):
             for name in ("view_1", "view_2")
         }
         (first, second), keys = self._whole(views) if self._micro_batch_size is None else self._in_parts(views)
-        contrast = losses.nt_xent(
+        contrast = nt_xent(
             first["projection"], second["projection"], temperature=self._temperature, keys=keys, kind=self._nt_xent
         )
         parts = {"contrastive": contrast.loss}
@@ -242,7 +245,7 @@ class Pretrain(Stage):
 
     def constants(self, global_batch_size: int) -> dict[str, float]:
         """See `Stage`."""
-        return {"chance_loss": losses.nt_xent_chance(global_batch_size, self.memory.queue_size if self.memory else 0)}
+        return {"chance_loss": nt_xent_chance(global_batch_size, self.memory.queue_size if self.memory else 0)}
 
     def costs(self, global_batch_size: int) -> dict[str, int]:
         """See `Stage`."""

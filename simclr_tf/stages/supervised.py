@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simclr_tf import checks, losses
-from simclr_tf.data.augment import Augment, unit_images
+from simclr_tf.data.augment import Augment
 from simclr_tf.data.dataset import Data
+from simclr_tf.data.decode import unit_images
+from simclr_tf.data.pipeline import Input
 from simclr_tf.data.prepare import central, one_crop
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.stack import tf
-from simclr_tf.stages.base import Input, Stage
+from simclr_tf.stages.base import Stage
 
 
 class Supervised(Stage):

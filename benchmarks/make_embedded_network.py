@@ -1,6 +1,6 @@
 """Makes an embedded network of a finished run: weights without the optimizer's, an export, and a card of figures.
 
-python simclr_tf/models/embedded/embed_network.py --workdir=RUN --name=cifar10_student --from=TEXT
+python benchmarks/make_embedded_network.py --workdir=RUN --name=cifar10_student --from=TEXT
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from simclr_tf import checkpoint, records  # noqa: E402
-from simclr_tf.data.augment import unit_images  # noqa: E402
+from simclr_tf import records  # noqa: E402
+from simclr_tf.data.decode import unit_images  # noqa: E402
 from simclr_tf.data.sources import open_source  # noqa: E402
+from simclr_tf.files import read_json  # noqa: E402
 from simclr_tf.models import embedded_networks  # noqa: E402
+from simclr_tf.networks import load_network  # noqa: E402
 from simclr_tf.stack import tf  # noqa: E402
 
 # So that what starts from the network without naming data finds some that are there.
@@ -31,7 +33,7 @@ DATA = {"source": "embedded:cifar10_mini", "train_split": "train", "eval_split":
 
 def lighten(workdir: str, folder: Path, origin: str) -> None:
     """Writes what makes a workdir: the network's description and weights, and how the run ended; and the card."""
-    network, description, path = checkpoint.load_network(workdir)
+    network, description, path = load_network(workdir)
     description["data"].update(DATA)
     description.pop("teacher", None)  # Its folders are of another machine.
     kept = folder / "checkpoints"
@@ -42,7 +44,7 @@ def lighten(workdir: str, folder: Path, origin: str) -> None:
     (folder / records.ARCHITECTURE).write_text(json.dumps(description, indent=2) + "\n")
     for name in (records.RESULT, "config.gin"):
         shutil.copy(os.path.join(workdir, name), folder / name)
-    result = records.read_json(os.path.join(workdir, records.RESULT))
+    result = read_json(os.path.join(workdir, records.RESULT))
     test = open_source(DATA["source"], DATA["eval_split"])
     logits = network.logits(unit_images(tf.constant(test.resident().images)), training=False).numpy()
     card = {

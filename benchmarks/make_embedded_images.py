@@ -1,6 +1,6 @@
 """Makes `cifar10_mini` from CIFAR-10 as prepared for tensorflow-datasets.
 
-    python simclr_tf/data/embedded/make_cifar10_mini.py --data_dir=../shared/data/tfds
+    python benchmarks/make_embedded_images.py --data_dir=../shared/data/tfds
 
 The first 500 training and 100 test images of each class, in the order of the prepared files, go into one PNG strip per
 class and split, 32 pixels wide. The same input gives the same pixels.
@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 PER_CLASS = {"train": 500, "test": 100}
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cifar10_mini")
+FOLDER = Path(__file__).resolve().parents[1] / "simclr_tf" / "data" / "embedded" / "cifar10_mini"
 
 
 def main() -> None:
