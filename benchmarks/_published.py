@@ -8,7 +8,7 @@ variable. Views arrive augmented.
 from __future__ import annotations
 
 from benchmarks import _common  # noqa: F401  (finds the package)
-from simclr_tf.stack import keras, tf
+from simclr_tf.core.tf import keras, tf
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 

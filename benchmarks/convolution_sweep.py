@@ -69,8 +69,8 @@ def shapes() -> list[tuple[int, ...]]:
 
     Leaves this process's networks maimed.
     """
+    from simclr_tf.core.tf import tf
     from simclr_tf.models import blocks, convolution, resnet
-    from simclr_tf.stack import tf
 
     found = set()
     convolve = convolution.convolve
@@ -136,8 +136,8 @@ def compute(case: Case) -> float:
     """Computes a case as the project does, in and out of its training loop; returns the greatest relative error."""
     import numpy as np
 
+    from simclr_tf.core.tf import tf
     from simclr_tf.models.convolution import convolve, exchanged_gradients
-    from simclr_tf.stack import tf
 
     tf.config.threading.set_intra_op_parallelism_threads(case.threads)
     rng = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     if not options.table:
         prepare(options)
-        from simclr_tf.stack import tf
+        from simclr_tf.core.tf import tf
 
         name = f"{tf.__version__}_{'on' if options.onednn == '1' else 'off'}_{options.isa}.jsonl"
         sweep(LOGS / name, options.samples, options.control, options.seconds)

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from simclr_tf.nt_xent import NtXentKeys, nt_xent
+from simclr_tf.losses.nt_xent import NtXentKeys, nt_xent
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,7 +42,7 @@ def measure(images: int, dim: int, queue: int, kind: str, xla: bool, repeats: in
     """
     import numpy as np
 
-    from simclr_tf.stack import tf
+    from simclr_tf.core.tf import tf
 
     rng = np.random.default_rng(0)
 

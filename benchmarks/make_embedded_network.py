@@ -19,13 +19,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from simclr_tf import records  # noqa: E402
+from simclr_tf.core.files import read_json  # noqa: E402
+from simclr_tf.core.tf import tf  # noqa: E402
 from simclr_tf.data.decode import unit_images  # noqa: E402
-from simclr_tf.data.sources import open_source  # noqa: E402
-from simclr_tf.files import read_json  # noqa: E402
-from simclr_tf.models import embedded_networks  # noqa: E402
-from simclr_tf.networks import load_network  # noqa: E402
-from simclr_tf.stack import tf  # noqa: E402
+from simclr_tf.data.sources.open import open_source  # noqa: E402
+from simclr_tf.models import bundled  # noqa: E402
+from simclr_tf.workdir import records  # noqa: E402
+from simclr_tf.workdir.networks import load_network  # noqa: E402
 
 # So that what starts from the network without naming data finds some that are there.
 DATA = {"source": "embedded:cifar10_mini", "train_split": "train", "eval_split": "test", "label_fraction": None}
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--from", required=True, dest="origin", help="what it learnt from, and by which recipes")
     options = parser.parse_args()
-    folder = Path(embedded_networks.FOLDER) / options.name
+    folder = Path(bundled.FOLDER) / options.name
     if folder.exists():
         parser.error(f"{folder} is there already; move it away first")
     aside = folder.with_suffix(".tmp")

@@ -36,7 +36,7 @@ def measure(way: str, options: argparse.Namespace) -> float:
     import numpy as np
 
     from benchmarks import _published, step
-    from simclr_tf.stack import tf
+    from simclr_tf.core.tf import tf
 
     settings = WAYS[way]
     if settings is None:

@@ -24,14 +24,14 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from simclr_tf.data.augment import Augment
+from simclr_tf.core.tf import tf
+from simclr_tf.data.augment.augment import Augment
 from simclr_tf.data.bad_images import BadImages
-from simclr_tf.data.base import Source
 from simclr_tf.data.decode import decode
+from simclr_tf.data.host_crops import two_crops
 from simclr_tf.data.pipeline import train_dataset
-from simclr_tf.data.prepare import two_crops
-from simclr_tf.data.sources import open_source
-from simclr_tf.stack import tf
+from simclr_tf.data.sources.open import open_source
+from simclr_tf.data.sources.source import Source
 
 HEIGHT, WIDTH = 375, 500
 PHOTOS = 128

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS, PAGE = os.path.join(ROOT, "docs", "planning.json"), os.path.join(ROOT, "docs", "planning.md")
 BEGIN, END = "<!-- table: benchmarks/plan_table.py -->", "<!-- end of table -->"
 
-# Whose compiler counts copies into on-chip memory as traffic: `copies_on_chip` in simclr_tf/plan/chips.py.
+# Whose compiler counts copies into on-chip memory as traffic: `copies_on_chip` in simclr_tf/commands/plan/chips.py.
 ESTIMATED = ("v4", "v5e", "v6e")
 
 # Network, a file of gin/models -> name in the paper, smallest first.

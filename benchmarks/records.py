@@ -18,8 +18,8 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks import _common
-from simclr_tf.data import records_index
-from simclr_tf.stack import tf
+from simclr_tf.core.tf import tf
+from simclr_tf.data.sources import tfrecord_index
 
 _RECORD = 110_000
 
@@ -38,7 +38,7 @@ def main() -> None:
         with tf.io.TFRecordWriter(path) as writer:
             for _ in range(count):
                 writer.write(rng.bytes(_RECORD))
-        index, size = records_index.index([(path, 0, count)]), os.path.getsize(path)
+        index, size = tfrecord_index.index([(path, 0, count)]), os.path.getsize(path)
         order = tf.constant(rng.permutation(count))
 
         def skipping(i: tf.Tensor) -> tf.Tensor:

@@ -19,7 +19,7 @@ import zipfile
 
 import numpy as np
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "simclr_tf", "plan"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "simclr_tf", "commands", "plan"))
 import pjrt  # The one file of the package that needs neither TensorFlow nor the package.
 
 

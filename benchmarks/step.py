@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks import _common, _published
-from simclr_tf import randomness, summary
-from simclr_tf.data.augment import Augment
-from simclr_tf.data.base import Source
-from simclr_tf.loop import Loop
-from simclr_tf.models import convolution
+from simclr_tf.core import randomness
+from simclr_tf.core.tf import tf
+from simclr_tf.data.augment.augment import Augment
+from simclr_tf.data.sources.source import Source
+from simclr_tf.models import convolution, cost
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.resnet import ResNet
 from simclr_tf.optim.optimizers import Lars
-from simclr_tf.stack import tf
 from simclr_tf.stages.pretrain import Pretrain
+from simclr_tf.training.loop import Loop
 
 CLASSES = tuple("abcdefghij")
 
@@ -172,7 +172,7 @@ def main() -> None:
         runs["product float32"] = product("float32")
     seconds = _common.in_turn(runs, options.rounds, warm_up=2)
 
-    flops = 3 * 2 * options.images * summary.flops_per_image(next(iter(ours.values())).stage.network)
+    flops = 3 * 2 * options.images * cost.flops_per_image(next(iter(ours.values())).stage.network)
     peaks = {
         name.split()[1]: 2 * 3072**3 / min(values) for name, values in seconds.items() if name.startswith("product")
     }

@@ -1,7 +1,7 @@
 """Writes `docs/gin_and_flags.md` and the tables in `docs/recipes.md` from code, gin files and `docs/table1.json`.
 
 Run it after changing a flag, a mode, a configurable, a recipe or a figure: python docs/make_reference.py
-`tests/test_docs.py` fails until it has been run.
+`tests/project/test_docs.py` fails until it has been run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ sys.path.insert(0, str(ROOT))
 
 from absl import flags  # noqa: E402
 
-from simclr_tf import command_flags, configurables, recipes, signatures  # noqa: E402
-from simclr_tf.operations import OPERATIONS  # noqa: E402
+from simclr_tf import configurables  # noqa: E402
+from simclr_tf.settings import flags as command_flags  # noqa: E402
+from simclr_tf.settings import gin_files, parameter_types  # noqa: E402
+from simclr_tf.settings.modes import OPERATIONS  # noqa: E402
 
 REFERENCE, RECIPES = ROOT / "docs" / "gin_and_flags.md", ROOT / "docs" / "recipes.md"
 TABLE_1 = ROOT / "docs" / "table1.json"
@@ -55,7 +57,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 def flag_table() -> str:
     """All flags of the command line, in the order of their definition."""
-    own = flags.FLAGS.flags_by_module_dict()["simclr_tf.command_flags"]
+    own = flags.FLAGS.flags_by_module_dict()["simclr_tf.settings.flags"]
     source = inspect.getsource(command_flags)
     rows = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for flag in sorted(own, key=lambda flag: re.search(rf'"{flag.name}"', source).start()):
@@ -77,7 +79,7 @@ def configurable_section(name: str, target: object) -> str:
     """One configurable: what it is, and its parameters."""
     function = target.__init__ if inspect.isclass(target) else target
     described = {**arguments(inspect.getdoc(target)), **arguments(inspect.getdoc(function))}
-    settable = signatures.parameters(target)
+    settable = parameter_types.parameters(target)
     rows = [f"## {name}", "", _cell((inspect.getdoc(target) or "").split("\n\n")[0]), ""]
     if settable:
         rows += ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -131,9 +133,9 @@ def _header(path: Path) -> tuple[str, dict[str, str]]:
 
 def recipe_table() -> str:
     """All shipped recipes and what their headers say."""
-    root = Path(recipes.shipped_folder())
+    root = Path(gin_files.shipped_folder())
     rows = ["| recipe | what | hardware | duration | result |", "| --- | --- | --- | --- | --- |"]
-    for name in recipes.shipped_files():
+    for name in gin_files.shipped_files():
         if name.startswith("recipes/"):
             title, fields = _header(root / name)
             cells = [_cell(fields.get(field, "")) for field in _FIELDS[1:]]

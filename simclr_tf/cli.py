@@ -16,8 +16,12 @@ from logging import LogRecord, getLogger
 
 from absl import flags, logging
 
-from simclr_tf import preemption, windows_paths
-from simclr_tf.command_flags import (
+from simclr_tf.core import windows_paths
+from simclr_tf.core.errors import StartAgain, UsageError, UserError, first_line
+from simclr_tf.core.files import refusal
+from simclr_tf.distribute import preemption
+from simclr_tf.models import bundled
+from simclr_tf.settings.flags import (
     BATCHES,
     DATA_DIR,
     DRY_RUN,
@@ -44,17 +48,14 @@ from simclr_tf.command_flags import (
     parse_flags,
     suggest,
 )
-from simclr_tf.errors import StartAgain, UsageError, UserError, first_line
-from simclr_tf.files import refusal
-from simclr_tf.models import embedded_networks
-from simclr_tf.networks import read_architecture
-from simclr_tf.operations import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
+from simclr_tf.settings.modes import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
+from simclr_tf.workdir.networks import read_architecture
 
 # What a mode looks at or writes to where no --workdir is given.
 _WITHOUT_WORKDIR = {
     "demo": "runs/demo",
-    "embed": embedded_networks.DEFAULT,
-    "neighbors": embedded_networks.DEFAULT,
+    "embed": bundled.DEFAULT,
+    "neighbors": bundled.DEFAULT,
 }
 
 
@@ -86,7 +87,7 @@ def _check_usage(argv: list[str]) -> Operation:
 
 def _refuse_windows_paths() -> None:
     """Looks at every flag but the gin bindings, which `config` reads."""
-    for flag in flags.FLAGS.flags_by_module_dict()["simclr_tf.command_flags"]:
+    for flag in flags.FLAGS.flags_by_module_dict()["simclr_tf.settings.flags"]:
         for value in flag.value if isinstance(flag.value, list) else [flag.value]:
             if isinstance(value, str) and flag.name != GIN_PARAM.name:
                 windows_paths.refuse(value, f"--{flag.name}")
@@ -94,7 +95,7 @@ def _refuse_windows_paths() -> None:
 
 def _resolve_embedded(operation: Operation) -> None:
     """Puts folders in the place of networks that come with the package; nothing is ever written into them."""
-    if embedded_networks.is_embedded(WORKDIR.value):
+    if bundled.is_embedded(WORKDIR.value):
         lookers = [name for name, other in OPERATIONS.items() if "output" in other.takes + other.needs]
         if MODE.value not in lookers:
             raise UsageError(
@@ -114,12 +115,12 @@ def _resolve_embedded(operation: Operation) -> None:
                     f"--{flag}={value} has a {wrong} in it, and TensorFlow finds no checkpoint in such a folder again; "
                     "give a folder without"
                 )
-            flags.FLAGS[flag].value = embedded_networks.resolve(value, f"--{flag}")
+            flags.FLAGS[flag].value = bundled.resolve(value, f"--{flag}")
 
 
 def _check_writable(workdir: str) -> None:
     """Makes the workdir; fails before hours of work rather than after."""
-    from simclr_tf.stack import tf
+    from simclr_tf.core.tf import tf
 
     probe = os.path.join(workdir, f".writable.{os.getpid()}")
     try:
@@ -136,8 +137,8 @@ def _check_writable(workdir: str) -> None:
 
 def _inherited(operation: Operation) -> list[str]:
     """Bindings that follow from the run that is started from, imitated or looked at: its network and its data."""
-    from simclr_tf import records
-    from simclr_tf.stack import tf
+    from simclr_tf.core.tf import tf
+    from simclr_tf.workdir import records
 
     if operation.kind in (Kind.COMPARE, Kind.MAKE):
         return []
@@ -173,7 +174,7 @@ def _shown_mode() -> str:
 
 
 def _run_sequence() -> None:
-    from simclr_tf import configurables, demo, sequence  # noqa: F401  (configurables tell gin files what there is)
+    from simclr_tf.commands import demo, sequence
 
     others = [f"--{name}={value}" for name in ("data_dir", "strategy", "tpu") if (value := flags.FLAGS[name].value)]
     if VIRTUAL_DEVICES.value:
@@ -192,9 +193,10 @@ def _run_sequence() -> None:
 
 def _run_plan(operation: Operation) -> None:
     """Builds runs for machines elsewhere: the same configuration, with what a planner varies on top."""
-    from simclr_tf import config, configurables
-    from simclr_tf.place import RunContext
-    from simclr_tf.plan import chips, environment, planner
+    from simclr_tf import configurables
+    from simclr_tf.commands.plan import chips, compiler, plan
+    from simclr_tf.settings import gin_config
+    from simclr_tf.settings.run_context import RunContext
 
     shown = _shown_mode()
     wanted = OPERATIONS[shown]
@@ -207,14 +209,16 @@ def _run_plan(operation: Operation) -> None:
     usual = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
 
     def build(program, bindings: list[str]):
-        config.parse(shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)])
+        gin_config.parse(
+            shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)]
+        )
         context = RunContext(
             workdir=WORKDIR.value,
             strategy=program,
             data_dir=DATA_DIR.value,
             init_from=INIT_FROM.value,
             teacher=TEACHER.value,
-            settings=config,
+            settings=gin_config,
         )
         return configurables.configured(operation.configurable)().build(context)
 
@@ -223,15 +227,15 @@ def _run_plan(operation: Operation) -> None:
     if MODE.value == "export_step":
         _check_writable(WORKDIR.value)
         batches = 4 if BATCHES.value is None else BATCHES.value
-        planner.export_step(build, workdir=WORKDIR.value, batches=batches, init_from=INIT_FROM.value)
+        plan.export_step(build, workdir=WORKDIR.value, batches=batches, init_from=INIT_FROM.value)
         return
     topologies = [chips.parse_topology(name) for name in TOPOLOGY.value.split(",")]
     _check_writable(WORKDIR.value)
-    planner.plan(
+    plan.plan(
         build,
         topologies,
         workdir=WORKDIR.value,
-        compiler_folder=PLAN_ENV.value or environment.default_folder(),
+        compiler_folder=PLAN_ENV.value or compiler.default_folder(),
         make_environment=bool(MAKE_PLAN_ENV.value),
         price=PRICE.value,
         search=SEARCH.value is not False,
@@ -248,11 +252,14 @@ def _run(argv: list[str]) -> None:
     if operation.kind is Kind.PLAN:
         _run_plan(operation)
         return
-    from simclr_tf import cluster, config, configurables, inherited_splits
-    from simclr_tf.place import RunContext, Settings
+    from simclr_tf import configurables
+    from simclr_tf.distribute import cluster
+    from simclr_tf.settings import gin_config
+    from simclr_tf.settings.run_context import RunContext, Settings
+    from simclr_tf.workdir import inherited_splits
 
     inherited, shown = _inherited(operation), _shown_mode() if operation.shows_recipe else None
-    parse = functools.partial(config.parse, MODE.value, GIN_FILE.value, GIN_PARAM.value, shown=shown)
+    parse = functools.partial(gin_config.parse, MODE.value, GIN_FILE.value, GIN_PARAM.value, shown=shown)
     parse(inherited=inherited)
     strategy = cluster.make_strategy(STRATEGY.value, tpu=TPU.value, virtual_devices=VIRTUAL_DEVICES.value)
     # Sources are opened for it, which is too early before there is a strategy.
@@ -278,7 +285,7 @@ def _run(argv: list[str]) -> None:
         queries=tuple(QUERY.value),
         dry_run=DRY_RUN.value,
         # Most of a recipe is of no interest to what only shows it.
-        settings=Settings() if operation.shows_recipe else config,
+        settings=Settings() if operation.shows_recipe else gin_config,
     )
     if flags.FLAGS["workdir"].using_default_value:
         context.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")

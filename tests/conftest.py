@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from simclr_tf.stack import tf
+from simclr_tf.core.tf import tf
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
@@ -31,9 +31,9 @@ _LONGEST = (
 
 # Scripts, texts and arithmetic: what neither TensorFlow nor Python's version decides.
 _ONE_STACK = {
-    "test_data_subset",
+    "test_subset",
     "test_docs",
-    "test_plan_environment",
+    "test_plan_compiler",
     "test_plan_estimates",
     "test_report",
     "test_results",

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from command import simclr
 
-from simclr_tf import cli, train
-from simclr_tf.operations import OPERATIONS
-from simclr_tf.stack import tf
+from simclr_tf import cli
+from simclr_tf.core.tf import tf
+from simclr_tf.settings.modes import OPERATIONS
+from simclr_tf.training import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--gin_file=embedded_small", "--gin_file=smoke")

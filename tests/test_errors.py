@@ -1,7 +1,7 @@
 """Wrong inputs over all modes: one clear line, the right exit code, files as they were.
 
-What needs no run and no data to go wrong (typing errors, gin, values) is in `test_cli.py` and `test_config.py`; here is
-what goes wrong with runs, data, files, devices and packages.
+What needs no run and no data to go wrong (typing errors, gin, values) is in `test_cli.py` and `test_gin_config.py`; here
+is what goes wrong with runs, data, files, devices and packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 from command import simclr
 from PIL import Image
 
-from simclr_tf.stack import tf
+from simclr_tf.core.tf import tf
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--gin_file=embedded_small", "--gin_file=smoke", "--gin_param=ResNet.depth=6", "--gin_param=train.steps=1")

@@ -24,7 +24,7 @@ fi
 "$venv/bin/python" -m pip install -q -r "$here/requirements-tf$stack.txt"
 # With TPU_LOAD_LIBRARY=0 nothing reaches for the TPU, which a pod's own server may hold.
 found=$(cd "$(dirname "$here")" && TPU_LOAD_LIBRARY=0 TF_CPP_MIN_LOG_LEVEL=3 "$venv/bin/python" -c \
-  'from simclr_tf.stack import tf; print(tf.__version__)')
+  'from simclr_tf.core.tf import tf; print(tf.__version__)')
 if [[ $found != "$stack".* ]]; then
   echo "remote_setup.sh: TensorFlow $found is installed, and the stack is $stack; create the TPU with an image of that version" >&2
   exit 1

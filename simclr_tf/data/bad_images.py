@@ -6,9 +6,9 @@ import threading
 
 import numpy as np
 
-from simclr_tf.data.base import Source
-from simclr_tf.errors import UserError
-from simclr_tf.stack import tf
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import tf
+from simclr_tf.data.sources.source import Source
 
 
 class BadImages:

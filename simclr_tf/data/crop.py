@@ -5,8 +5,8 @@ A box is `(y, x, height, width)`, int32, in pixels from the top left corner.
 
 from __future__ import annotations
 
-from simclr_tf.randomness import fold_in, stream, uniform
-from simclr_tf.stack import tf
+from simclr_tf.core.randomness import fold_in, stream, uniform
+from simclr_tf.core.tf import tf
 
 Box = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simclr_tf import checks
-from simclr_tf.data import groups
-from simclr_tf.data.base import Source
-from simclr_tf.data.sources import open_source
-from simclr_tf.data.subset import Balanced, Subset, labelled_subset
-from simclr_tf.errors import UserError
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.data.sources import groups
+from simclr_tf.data.sources.open import open_source
+from simclr_tf.data.sources.source import Source
+from simclr_tf.data.sources.subset import Balanced, Subset, labelled_subset
 
 SUBSET_FILE = "labelled_subset.txt"
 
@@ -69,7 +69,7 @@ class Data:
         self.subset_seed, self.download, self.bit_depth = subset_seed, download, bit_depth
 
     def open(self, split: str, data_dir: str | None = None) -> Source:
-        """Opens a split; see `simclr_tf.data.sources.open_source`."""
+        """Opens a split; see `simclr_tf.data.sources.open.open_source`."""
         return open_source(
             self.source,
             split,

@@ -9,7 +9,7 @@ import functools
 import struct
 from collections.abc import Callable
 
-from simclr_tf.stack import tf
+from simclr_tf.core.tf import tf
 
 MAX_PIXELS = 2**27  # 134 million: larger than any camera's picture.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 
-from simclr_tf.randomness import fold_in, stream, stream_seed
-from simclr_tf.stack import tf
+from simclr_tf.core.randomness import fold_in, stream, stream_seed
+from simclr_tf.core.tf import tf
 
 _ROUNDS = 6
 # Small halves mix badly; walking further costs little.

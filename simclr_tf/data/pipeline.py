@@ -10,13 +10,13 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from simclr_tf.core.randomness import example_seed, stream
+from simclr_tf.core.tf import tf
 from simclr_tf.data.bad_images import BadImages, IgnoredImages
-from simclr_tf.data.base import Source
 from simclr_tf.data.decode import plain, try_decode
+from simclr_tf.data.host_crops import Prepare
 from simclr_tf.data.order import permutation, replacement
-from simclr_tf.data.prepare import Prepare
-from simclr_tf.randomness import example_seed, stream
-from simclr_tf.stack import tf
+from simclr_tf.data.sources.source import Source
 
 Batch = dict[str, tf.Tensor]
 

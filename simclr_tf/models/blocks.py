@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.convolution import Conv, fixed_padding
 from simclr_tf.models.means import scale_channels, spatial_mean
 from simclr_tf.models.normalization import BatchNorm
-from simclr_tf.stack import keras, tf
 
 
 class ConvNorm(keras.layers.Layer):

@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from simclr_tf.stack import keras, tf
+from simclr_tf.core.tf import keras, tf
 
 # Examples x positions that one exchanged convolution takes: 64 channels of them are 1 MiB in bfloat16, a core's cache.
 _PART = 8192

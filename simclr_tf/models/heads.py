@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from simclr_tf import checks
-from simclr_tf.errors import UserError
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.normalization import BatchNorm
-from simclr_tf.stack import keras, tf
 
 
 class ProjectionLayer(keras.layers.Layer):

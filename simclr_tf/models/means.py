@@ -6,7 +6,7 @@ stops growing. Everything that adds up over height and width comes here, forward
 
 from __future__ import annotations
 
-from simclr_tf.stack import tf
+from simclr_tf.core.tf import tf
 
 
 def spatial_mean(maps: tf.Tensor, *, keepdims: bool = False) -> tf.Tensor:

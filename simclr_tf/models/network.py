@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from simclr_tf import checks
-from simclr_tf.errors import UserError
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.precision import POLICIES
+from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.heads import Classifier, ProjectionHead
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.precision import POLICIES
-from simclr_tf.stack import keras, tf
 
 _DESCRIBED_BY = {"encoder": ("encoder",), "classifier": ("num_classes", "classifier_layer")}
 

@@ -6,9 +6,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from simclr_tf import collectives
+from simclr_tf.core.tf import keras, tf
+from simclr_tf.distribute import collectives
 from simclr_tf.models.means import scale_channels
-from simclr_tf.stack import keras, tf
 
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 # Replicas are traced in threads of their own.

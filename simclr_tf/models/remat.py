@@ -7,8 +7,8 @@ ways that replicas' and mixed precision's do not follow.
 
 from __future__ import annotations
 
+from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.normalization import still_averages
-from simclr_tf.stack import keras, tf
 
 
 def _once_known(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:

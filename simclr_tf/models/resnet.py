@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simclr_tf import checks
-from simclr_tf.errors import UserError
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.blocks import ConvNorm, ResidualBlock, basic_block, bottleneck
 from simclr_tf.models.means import spatial_mean
 from simclr_tf.models.remat import recomputed
-from simclr_tf.stack import keras, tf
 
 # depth: (block, its output channels over its filters, blocks in each of the four groups)
 DEPTHS = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simclr_tf import checks
-from simclr_tf.stack import addons, tf
+from simclr_tf.core import checks
+from simclr_tf.core.tf import addons, tf
 
 
 def trust_ratio(weight_norm: tf.Tensor, update_norm: tf.Tensor, *, trust_coefficient: float) -> tf.Tensor:

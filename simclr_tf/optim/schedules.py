@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from simclr_tf import checks
-from simclr_tf.errors import UserError
-from simclr_tf.stack import tf
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import tf
 
 _SCALINGS = {
     "none": lambda batch: 1.0,

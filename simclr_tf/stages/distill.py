@@ -6,20 +6,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simclr_tf import checks, losses, metrics
-from simclr_tf.class_names import disagreement, known_class_names, numbered_classes
-from simclr_tf.data.augment import Augment
+from simclr_tf.analysis import metrics
+from simclr_tf.core import checks
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import tf
+from simclr_tf.data.augment.augment import Augment
+from simclr_tf.data.class_names import disagreement, known_class_names, numbered_classes
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import unit_images
+from simclr_tf.data.host_crops import central, one_crop
 from simclr_tf.data.pipeline import Input
-from simclr_tf.data.prepare import central, one_crop
-from simclr_tf.errors import UserError
+from simclr_tf.losses import classification as losses
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.stack import tf
-from simclr_tf.stages.base import Stage, weight_of_labelled
-from simclr_tf.teacher import load_teacher
+from simclr_tf.stages.stage import Stage, weight_of_labelled
+from simclr_tf.stages.teacher import load_teacher
 
 
 class Distill(Stage):

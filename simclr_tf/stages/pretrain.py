@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simclr_tf import checks, collectives, losses, micro_batches, randomness
-from simclr_tf.class_names import disagreement
-from simclr_tf.data.augment import Augment
+from simclr_tf.core import checks, randomness
+from simclr_tf.core.errors import UserError
+from simclr_tf.core.tf import tf
+from simclr_tf.data.augment.augment import Augment
+from simclr_tf.data.class_names import disagreement
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import unit_images
+from simclr_tf.data.host_crops import central, two_crops
 from simclr_tf.data.pipeline import Input
-from simclr_tf.data.prepare import central, two_crops
-from simclr_tf.errors import UserError
-from simclr_tf.memory import Memory, projection_dim
+from simclr_tf.distribute import collectives
+from simclr_tf.losses.classification import cross_entropy, top_1
+from simclr_tf.losses.nt_xent import NT_XENT_KINDS, nt_xent, nt_xent_chance
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.nt_xent import NT_XENT_KINDS, nt_xent, nt_xent_chance
-from simclr_tf.stack import tf
-from simclr_tf.stages.base import Stage, weight_of_labelled
+from simclr_tf.stages import micro_batches
+from simclr_tf.stages.memory import Memory, projection_dim
+from simclr_tf.stages.stage import Stage, weight_of_labelled
 
 _NORMS = ("apart", "together", "averages")
 
@@ -143,8 +146,8 @@ class Pretrain(Stage):
             logits = self.network.classifier(tf.stop_gradient(features))
             labels = tf.concat([batch["images"]["label"]] * 2, axis=0)
             weight = weight_of_labelled(self._train_source, batch["images"]["label"], logits.dtype)
-            parts["probe"] = weight * _mean_of_views(losses.cross_entropy(labels, logits))
-            metrics["probe_accuracy"] = weight * _mean_of_views(losses.top_1(labels, logits))
+            parts["probe"] = weight * _mean_of_views(cross_entropy(labels, logits))
+            metrics["probe_accuracy"] = weight * _mean_of_views(top_1(labels, logits))
         return parts, metrics
 
     def penalties(self) -> dict[str, tf.Tensor]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simclr_tf import checks, losses
-from simclr_tf.data.augment import Augment
+from simclr_tf.core import checks
+from simclr_tf.core.tf import tf
+from simclr_tf.data.augment.augment import Augment
 from simclr_tf.data.dataset import Data
 from simclr_tf.data.decode import unit_images
+from simclr_tf.data.host_crops import central, one_crop
 from simclr_tf.data.pipeline import Input
-from simclr_tf.data.prepare import central, one_crop
+from simclr_tf.losses.classification import cross_entropy, top_1
 from simclr_tf.models.heads import ProjectionHead
 from simclr_tf.models.network import Network, with_first_layers
 from simclr_tf.models.resnet import ResNet
-from simclr_tf.stack import tf
-from simclr_tf.stages.base import Stage
+from simclr_tf.stages.stage import Stage
 
 
 class Supervised(Stage):
@@ -101,9 +102,7 @@ class Supervised(Stage):
         """See `Stage`; the stream `labelled` has `image`, uint8 [B, S, S, 3], and `label`."""
         batch, seeds = batch["labelled"], seeds["labelled"]
         logits = self.network.logits(self._augment(batch["image"], seeds), training=True, frozen=self._frozen)
-        return {"cross_entropy": losses.cross_entropy(batch["label"], logits)}, {
-            "accuracy": losses.top_1(batch["label"], logits)
-        }
+        return {"cross_entropy": cross_entropy(batch["label"], logits)}, {"accuracy": top_1(batch["label"], logits)}
 
     def penalties(self) -> dict[str, tf.Tensor]:
         """See `Stage`."""

@@ -1,0 +1,98 @@
+"""Files that are written whole or not at all, and errors of file systems in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from simclr_tf.core.errors import StartAgain, UserError, first_line
+from simclr_tf.core.tf import tf
+
+# What a bucket answers, after TensorFlow's own retries, when it or the network is away for a while.
+PASSING = (
+    tf.errors.AbortedError,
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+)
+
+
+def refusal(path: str, error: Exception) -> type[UserError]:
+    """Returns what a failed write is to be raised as: `StartAgain` where a remote file system may be back soon."""
+    return StartAgain if is_passing(path, error) else UserError
+
+
+def is_passing(path: str, error: Exception) -> bool:
+    """Whether a remote file system failed in a way that may be over soon."""
+    return "://" in path and isinstance(error, PASSING)
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Tells what the file system refuses within it (a full disk, a lost bucket, no rights) in one line."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise refusal(path, error)(
+            f"{path} cannot be written ({first_line(error)}); make room or restore the access, and give the same "
+            "command again: a training run goes on from its last checkpoint"
+        ) from None
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file aside and renames it, so that no reader and no crash ever sees half of it.
+
+    Raises:
+      UserError: where the file system refuses.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes any file as `write_text` does."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    with writing(path):
+        try:
+            with tf.io.gfile.GFile(aside, "wb") as file:
+                file.write(content)
+            tf.io.gfile.rename(aside, path, overwrite=True)
+        except tf.errors.OpError:
+            with contextlib.suppress(tf.errors.OpError):
+                tf.io.gfile.remove(aside)
+            raise
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file, readable by people; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file."""
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """One line of strict JSON: a number that is not finite becomes null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean) + "\n"
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines, without what a kill cut off; empty where there is no file."""
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows

@@ -1,0 +1,52 @@
+"""In what type a network computes, and what this machine is quick at."""
+
+from __future__ import annotations
+
+import os
+
+from simclr_tf.core import checks
+from simclr_tf.core.tf import tf
+
+# What Keras calls the precisions that a user names.
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
+
+
+def resolve_precision(precision: str) -> str:
+    """Turns "auto" into what this machine computes fast, and checks the rest.
+
+    bfloat16 is fast on TPUs, on GPUs from NVIDIA's Ampere on, and on CPUs with AVX512-BF16 or AMX where TensorFlow may
+    use oneDNN.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    if precision in POLICIES:
+        return precision
+    checks.choice("train.precision", precision, ("auto", *POLICIES))
+    return "bfloat16" if _has_bfloat16() else "float32"
+
+
+def on_cpu() -> bool:
+    """Whether this process computes on CPUs only."""
+    return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+
+
+def _has_bfloat16() -> bool:
+    if tf.config.list_physical_devices("TPU") or tf.config.list_logical_devices("TPU"):
+        return True
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capabilities = (tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus)
+        return all(capability is not None and capability[0] >= 8 for capability in capabilities)
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
+        return False  # TensorFlow's own kernels widen every number and are slower in bfloat16 than in float32.
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    """Returns what Linux says that this CPU can do; nothing elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return set()

@@ -1,0 +1,76 @@
+"""Sources that fit in memory: everything is decoded at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from simclr_tf.core.tf import tf
+from simclr_tf.data.decode import plain, png_header, png_pixels, try_decode
+from simclr_tf.data.sources.source import Resident, Source
+
+
+def load(source: Source, height: int, width: int, *, in_order: tf.data.Dataset | None = None) -> Resident | None:
+    """Decodes a whole source.
+
+    Args:
+      source: where images come from.
+      height: that all of them have, in pixels.
+      width: likewise.
+      in_order: elements like what `source.read` returns, where reading everything in order is quicker.
+
+    Returns:
+      Everything, or None when an image has another size.
+    """
+    indices = tf.data.Dataset.range(source.num_examples)
+    if in_order is None:
+        in_order = indices.map(plain(source.read), num_parallel_calls=tf.data.AUTOTUNE)
+    try:
+        return _quick(in_order, source, height, width)
+    except tf.errors.DataLossError:
+        raise
+    except tf.errors.OpError:  # Not all are sound PNG files of this size: look at each.
+        return _careful(source, height, width)
+
+
+def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -> Resident:
+    """Decodes PNG files of one size, which is checked before; fails for anything else."""
+    # A data set's overhead for an element is that of decoding a small image: many at a time.
+    together, count = 32, source.num_examples
+    head = tf.constant(png_header(height, width))
+
+    def decode_all(encoded: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        same = tf.reduce_all(tf.equal(tf.strings.substr(encoded, 0, len(png_header(height, width))), head))
+        tf.debugging.assert_equal(same, True, "no PNG file of the expected size")
+        with tf.control_dependencies([same]):
+            images = [png_pixels(one, source.bit_depth) for one in tf.unstack(encoded)]
+        return tf.ensure_shape(tf.stack(images), [together, height, width, 3]), labels
+
+    padded = examples.concatenate(examples.repeat().take(-count % together)).batch(together, drop_remainder=True)
+    images, labels = np.empty([count, height, width, 3], np.uint8), np.empty(count, np.int32)
+    for i, (some, their_labels) in enumerate(_parallel(padded, decode_all)):
+        here = slice(i * together, min((i + 1) * together, count))
+        images[here], labels[here] = some[: here.stop - here.start], their_labels[: here.stop - here.start]
+    return Resident(images, labels, np.ones(count, bool))
+
+
+def _careful(source: Source, height: int, width: int) -> Resident | None:
+    """Tries each image."""
+    count = source.num_examples
+    images = np.zeros([count, height, width, 3], np.uint8)
+    labels, readable = np.full(count, -1, np.int32), np.zeros(count, bool)
+    examples = tf.data.Dataset.range(count)
+    attempt = functools.partial(try_decode, source.read, bit_depth=source.bit_depth)
+    for i, (image, label, sound) in enumerate(_parallel(examples, attempt)):
+        if sound:
+            if image.shape != images.shape[1:]:
+                return None
+            images[i], labels[i], readable[i] = image, label, True
+    return Resident(images, labels, readable)
+
+
+def _parallel(dataset: tf.data.Dataset, function: Callable) -> Iterator:
+    mapped = dataset.map(plain(function), num_parallel_calls=tf.data.AUTOTUNE)
+    return mapped.prefetch(4).as_numpy_iterator()

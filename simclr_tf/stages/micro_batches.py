@@ -1,0 +1,136 @@
+"""A batch's outputs with the activations of only a part of it in memory, and their exact gradient.
+
+The outputs of all micro-batches are computed first and nothing else of them is kept. When the loss has said what it
+wants of every output, each micro-batch is computed once more for its gradient (Gao et al. 2021, "Scaling deep
+contrastive learning batch size under memory limited setup"). The loss sees the whole batch; batch norm sees one
+micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from simclr_tf.core.tf import tf
+from simclr_tf.distribute import collectives
+from simclr_tf.models.normalization import still_averages
+
+# Name -> tensor, or names within names.
+Tensors = dict[str, Any]
+Function = Callable[[Tensors], dict[str, tf.Tensor]]
+
+
+def cut(values: Tensors, count: int) -> Tensors:
+    """[B, ...] -> [count, B / count, ...]; rows i, i + count, ... make micro-batch i, over however many replicas."""
+
+    def apart(value: tf.Tensor) -> tf.Tensor:
+        rows, *shape = value.shape
+        parts = tf.reshape(value, [rows // count, count, *shape])
+        return tf.transpose(parts, [1, 0, *range(2, len(shape) + 2)])
+
+    return tf.nest.map_structure(apart, values)
+
+
+def _joined(values: Tensors) -> Tensors:
+    """[count, B / count, ...] -> [B, ...], the reverse of `cut`."""
+
+    def join(value: tf.Tensor) -> tf.Tensor:
+        count, rows, *shape = value.shape
+        return tf.reshape(tf.transpose(value, [1, 0, *range(2, len(shape) + 2)]), [count * rows, *shape])
+
+    return tf.nest.map_structure(join, values)
+
+
+def _part(values: Tensors, i: tf.Tensor) -> Tensors:
+    return tf.nest.map_structure(lambda value: value[i], values)
+
+
+def _fold(step: Callable, state: list[tf.Tensor], count: int) -> list[tf.Tensor]:
+    """Calls state = step(i, state) for each micro-batch, one after another; where a loop cannot, each has a graph."""
+    if collectives.may_loop():
+        return tf.while_loop(
+            lambda i, *_: i < count,
+            lambda i, *state: (i + 1, *step(i, list(state))),
+            (tf.constant(0), *state),
+            parallel_iterations=1,
+            maximum_iterations=count,
+        )[1:]
+    for i in range(count):
+        with tf.control_dependencies(state):
+            state = step(tf.constant(i), state)
+    return state
+
+
+def outputs(function: Function, inputs: Tensors, count: int, returns: dict[str, tf.TensorSpec]) -> Tensors:
+    """Computes a function of a batch micro-batch by micro-batch, without a gradient.
+
+    Args:
+      function: of name -> tensor (or names within names), returns name -> tensor; the first dimension of each is the
+        micro-batch's examples.
+      inputs: name -> [B, ...], all shapes known when traced, B a multiple of `count`.
+      count: of micro-batches.
+      returns: name -> what the function returns for one example.
+
+    Returns:
+      Name -> [B, ...], in the order of the inputs.
+    """
+    parts = cut(inputs, count)
+
+    def step(i: tf.Tensor, state: list[tf.Tensor]) -> list[tf.Tensor]:
+        found = function(_part(parts, i))
+        return [tf.tensor_scatter_nd_update(whole, [[i]], found[name][None]) for name, whole in zip(returns, state)]
+
+    rows = tf.nest.flatten(parts)[0].shape[1]
+    state = [tf.zeros([count, rows, *spec.shape], spec.dtype) for spec in returns.values()]
+    return _joined(dict(zip(returns, _fold(step, state, count))))
+
+
+def outputs_with_gradient(
+    function: Function,
+    inputs: Tensors,
+    count: int,
+    returns: dict[str, tf.TensorSpec],
+    variables: Sequence[tf.Variable],
+) -> Tensors:
+    """What `outputs` returns, with a gradient into variables (not into the inputs).
+
+    Batch norm's moving averages move in the first pass, once for each micro-batch.
+
+    Args:
+      function: see `outputs`.
+      inputs: see `outputs`.
+      count: see `outputs`.
+      returns: see `outputs`; floats.
+      variables: what the gradient is for.
+
+    Returns:
+      See `outputs`.
+    """
+    found = {name: tf.stop_gradient(value) for name, value in outputs(function, inputs, count, returns).items()}
+
+    def gradient(*upstream: tf.Tensor):
+        wanted, parts = cut(dict(zip(returns, upstream)), count), cut(inputs, count)
+
+        def step(i: tf.Tensor, sums: list[tf.Tensor]) -> list[tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                with still_averages():
+                    again = function(_part(parts, i))
+            gradients = tape.gradient(
+                [again[name] for name in returns],
+                variables,
+                output_gradients=[wanted[name][i] for name in returns],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return [total + tf.cast(part, total.dtype) for total, part in zip(sums, gradients)]
+
+        towards = _fold(step, [tf.zeros(variable.shape, variable.dtype) for variable in variables], count)
+        return [None] * len(returns) + list(towards)
+
+    @tf.custom_gradient
+    def attach(*tensors: tf.Tensor):
+        return [tf.identity(value) for value in tensors[: len(returns)]], gradient
+
+    # The variables' values are passed in so that gradients can be passed out.
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    return dict(zip(returns, attach(*(found[name] for name in returns), *values)))

@@ -1,0 +1,47 @@
+"""TensorBoard's files, written without the tensorboard package, which TensorFlow no longer brings along (2.21).
+
+Each value goes with the name of the TensorBoard page that shows it, as tensorboard/plugins/{scalar,image}/summary_v2.py
+have it. To be called with a writer as the default one.
+"""
+
+from __future__ import annotations
+
+from simclr_tf.core.tf import tf
+
+
+def _description(plugin: str) -> bytes:
+    metadata = tf.compat.v1.SummaryMetadata()
+    metadata.plugin_data.plugin_name = plugin
+    return metadata.SerializeToString()
+
+
+_SCALAR, _IMAGES = _description("scalars"), _description("images")
+
+
+def scalar(name: str, value: float, *, step: int) -> None:
+    """Writes one number."""
+    tf.summary.write(name, tf.constant(value, tf.float32), step=step, metadata=_SCALAR)
+
+
+def image(name: str, picture: tf.Tensor, *, step: int) -> None:
+    """Writes one picture.
+
+    Args:
+      name: its tag.
+      picture: [H, W, 3] uint8, or float32 in [0, 1].
+      step: when it was taken.
+    """
+    encoded = tf.io.encode_png(tf.image.convert_image_dtype(picture, tf.uint8, saturate=True))
+    size = [str(picture.shape[1]), str(picture.shape[0])]
+    tf.summary.write(name, tf.stack([*map(tf.constant, size), encoded]), step=step, metadata=_IMAGES)
+
+
+def board_writer(folder: str, **settings) -> tf.summary.SummaryWriter:
+    """Opens a file of TensorBoard's.
+
+    Where each flush uploads the whole file again, as to a bucket, many events make one.
+    """
+    if "://" in folder:
+        # Half an hour at most: a thousand times more, in the microseconds that TensorFlow counts, is no int32.
+        settings.update(max_queue=2**30, flush_millis=2_000_000)
+    return tf.summary.create_file_writer(folder, **settings)
