@@ -1,7 +1,6 @@
 """Wrong inputs over all modes: one clear line, the right exit code, files as they were.
 
-What needs no run and no data to go wrong (typing errors, gin, values) is in `test_cli.py` and `test_gin_config.py`; here
-is what goes wrong with runs, data, files, devices and packages.
+Typing errors, gin and values, which need no run and no data to go wrong, are in `test_cli.py` and `test_gin_config.py`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def run_embed(
     trained_on = description["data"]
     group_by = trained_on.get("group_by") if context.source == trained_on.get("source") else None  # The same splits.
     whole = open_source(context.source, split, context.data_dir, bit_depth=bit_depth, group_by=group_by)
-    context.remark(whole)
+    context.remark(whole.remarks)
     rows = _order(whole, context.source)
     names = [whole.example_ids[row] for row in rows]
     details = {

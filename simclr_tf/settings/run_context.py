@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from simclr_tf.core.errors import visible
 from simclr_tf.core.tf import tf
-from simclr_tf.data.sources.source import Source
 from simclr_tf.distribute import cluster
 
 
@@ -62,9 +62,9 @@ class RunContext(NamedTuple):
         """Whether this is the one process of the run that prints and writes."""
         return cluster.role(self.strategy).is_chief
 
-    def remark(self, source: Source) -> None:
-        """Prints what people should know of a source."""
-        for line in source.remarks:
+    def remark(self, remarks: Iterable[str]) -> None:
+        """Prints a source's remarks, a line each; see `Source.remarks`."""
+        for line in remarks:
             self.say(f"  {line}")
 
     def say(self, text: str) -> None:

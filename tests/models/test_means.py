@@ -6,7 +6,7 @@ import ast
 
 import numpy as np
 import pytest
-from test_imports import MODULES
+from sources import MODULES
 
 from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.blocks import SelectiveKernel, SqueezeExcite, bottleneck

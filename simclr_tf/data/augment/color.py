@@ -2,7 +2,7 @@
 
 The adjustments are those of `tf.image.adjust_*`, which take one parameter for the whole batch and would have to be
 computed 16 times for a random order of four. All here take images [..., 3, H, W] float32 in [0, 1] with parameters
-[...]; random steps are called with [..., H, W, 3] and seeds (see `steps.py`).
+[...]; random steps are called with [..., H, W, 3] and seeds (see `random_step.py`).
 """
 
 from __future__ import annotations
