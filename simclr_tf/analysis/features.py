@@ -17,6 +17,7 @@ from simclr_tf.data.host_crops import central
 from simclr_tf.data.pipeline import Input
 from simclr_tf.data.sources import subset
 from simclr_tf.data.sources.source import Source
+from simclr_tf.models import means
 from simclr_tf.models.network import Network, fingerprint, layers
 
 THUMBNAIL = 48
@@ -213,7 +214,7 @@ def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.T
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = network.outputs(images, training=False)
-        columns = {"vector": tf.cast(flat(outputs[layer]), tf.float32)}
+        columns = {"vector": tf.cast(means.flat(outputs[layer]), tf.float32)}
         if network.classifier is not None:
             logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
             columns["probabilities"] = tf.cast(tf.nn.softmax(logits), tf.float32)
