@@ -137,7 +137,7 @@ def compute(case: Case) -> float:
     import numpy as np
 
     from simclr_tf.core.tf import tf
-    from simclr_tf.models.convolution import convolve, exchanged_gradients
+    from simclr_tf.models.convolution import convolve, cpu_kernel_gradients
 
     tf.config.threading.set_intra_op_parallelism_threads(case.threads)
     rng = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def compute(case: Case) -> float:
 
         @tf.function(autograph=False)
         def run(x, kernel, upstream, own=own):
-            with exchanged_gradients(own), tf.GradientTape() as tape:
+            with cpu_kernel_gradients(own), tf.GradientTape() as tape:
                 tape.watch([x, kernel])
                 if case.control:
                     outputs = tf.nn.conv2d(x, kernel, case.stride, "VALID")

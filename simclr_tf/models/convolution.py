@@ -21,7 +21,7 @@ _here = threading.local()
 
 
 @contextlib.contextmanager
-def exchanged_gradients(on: bool = True) -> Iterator[None]:
+def cpu_kernel_gradients(on: bool = True) -> Iterator[None]:
     """Within it, convolutions compute gradients as it is best on a CPU.
 
     The kernel's gradient is a forward convolution where oneDNN gains by it, and in float32 comes before the inputs'

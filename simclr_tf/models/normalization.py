@@ -17,7 +17,7 @@ _still = threading.local()
 
 @tf.autograph.experimental.do_not_convert  # AutoGraph knows no generators, and warns.
 @contextlib.contextmanager
-def still_averages() -> Iterator[None]:
+def frozen_moving_averages() -> Iterator[None]:
     """Within it, training mode moves no moving average: for passes beside the one that counts."""
     before = getattr(_still, "on", False)
     _still.on = True

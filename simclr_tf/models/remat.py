@@ -8,7 +8,7 @@ ways that replicas' and mixed precision's do not follow.
 from __future__ import annotations
 
 from simclr_tf.core.tf import keras, tf
-from simclr_tf.models.normalization import still_averages
+from simclr_tf.models.normalization import frozen_moving_averages
 
 
 def _once_known(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
@@ -46,7 +46,7 @@ def recomputed(layer: keras.layers.Layer, inputs: tf.Tensor, *, training: bool) 
         again = _once_known(tf.stop_gradient(inputs), upstream)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([again, *variables])
-            with still_averages():
+            with frozen_moving_averages():
                 second = layer(again, training=training)
         towards_inputs, *towards_weights = tape.gradient(second, [again, *variables], output_gradients=upstream)
         return None, towards_inputs, *(tf.cast(g, weight.dtype) for g, weight in zip(towards_weights, weights))

@@ -17,7 +17,7 @@ from simclr_tf.distribute import collectives
 from simclr_tf.losses.nt_xent import NtXentKeys
 from simclr_tf.models import cost
 from simclr_tf.models.network import Network, differences
-from simclr_tf.models.normalization import still_averages
+from simclr_tf.models.normalization import frozen_moving_averages
 
 # Encoder and head of the momentum network, by the names that a checkpoint has for them.
 PARTS = ("encoder", "head")
@@ -116,7 +116,7 @@ class Memory(tf.Module):
         Returns:
           [B, D], in the queue's type, without a gradient.
         """
-        with still_averages():
+        with frozen_moving_averages():
             projections = self.network.outputs(images, training=training)["projection"]
         return tf.cast(tf.stop_gradient(projections), self._dtype)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from simclr_tf.core.tf import tf
 from simclr_tf.distribute import collectives
-from simclr_tf.models.normalization import still_averages
+from simclr_tf.models.normalization import frozen_moving_averages
 
 # Name -> tensor, or names within names.
 Tensors = dict[str, Any]
@@ -114,7 +114,7 @@ def outputs_with_gradient(
         def step(i: tf.Tensor, sums: list[tf.Tensor]) -> list[tf.Tensor]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                with still_averages():
+                with frozen_moving_averages():
                     again = function(_part(parts, i))
             gradients = tape.gradient(
                 [again[name] for name in returns],

@@ -14,7 +14,7 @@ from simclr_tf.core.errors import UserError
 from simclr_tf.core.precision import on_cpu
 from simclr_tf.core.tf import tf
 from simclr_tf.distribute import collectives
-from simclr_tf.models.convolution import exchanged_gradients
+from simclr_tf.models.convolution import cpu_kernel_gradients
 from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.stages import micro_batches
 from simclr_tf.stages.stage import Stage
@@ -141,7 +141,7 @@ class Loop:
         return {name: tf.ensure_shape(value, [rows, *value.shape[1:]]) for name, value in batch.items()}
 
     def _cpu_replica_step(self, *args) -> tf.Tensor:
-        with exchanged_gradients():
+        with cpu_kernel_gradients():
             return self._replica_step(*args)
 
     def _gradients(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:

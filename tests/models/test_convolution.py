@@ -11,7 +11,7 @@ from graphs import convolutions
 from simclr_tf.commands.export import module
 from simclr_tf.core.tf import keras, tf
 from simclr_tf.models import convolution
-from simclr_tf.models.convolution import convolve, exchanged_gradients
+from simclr_tf.models.convolution import convolve, cpu_kernel_gradients
 from simclr_tf.models.resnet import ResNet
 
 # Size, channels in and out, kernel, stride, examples.
@@ -42,7 +42,7 @@ def gradients(inputs, kernel, upstream, stride: int, exchange: bool):
 
     @tf.function
     def run():
-        with exchanged_gradients(exchange), tf.GradientTape() as tape:
+        with cpu_kernel_gradients(exchange), tf.GradientTape() as tape:
             tape.watch([inputs, kernel])
             outputs = convolve(inputs, kernel, strides=stride)
         return outputs, *tape.gradient(outputs, [inputs, kernel], output_gradients=upstream)
@@ -121,7 +121,7 @@ def conv_types(exchange: bool) -> list[str]:
 
     @tf.function
     def run(images):
-        with exchanged_gradients(exchange), tf.GradientTape() as tape:
+        with cpu_kernel_gradients(exchange), tf.GradientTape() as tape:
             loss = tf.reduce_sum(encoder(images, training=True)["final_avg_pool"])
         return tape.gradient(loss, encoder.trainable_variables)
 
@@ -156,7 +156,7 @@ def test_strided_points_are_the_plain_convolution(shape):
 def gradient_graph(call, variables) -> tf.Graph:
     @tf.function(autograph=False)
     def run(images):
-        with exchanged_gradients(), tf.GradientTape() as tape:
+        with cpu_kernel_gradients(), tf.GradientTape() as tape:
             loss = tf.reduce_sum(call(images))
         return tape.gradient(loss, variables)
 
