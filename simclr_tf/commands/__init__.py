@@ -1,4 +1,4 @@
-"""Everything that can be asked beside training: one file or folder for each mode.
+"""The modes other than training: one file or folder for each.
 
-Imports any room below; no room below imports a command.
+Commands may import any room below; no room below imports a command.
 """

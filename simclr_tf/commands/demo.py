@@ -1,4 +1,4 @@
-"""`make demo`: the commands a user would type, one after the other, and tables of what came of them."""
+"""`make demo`: runs the commands that a user would type, then prints tables of their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simclr_tf.core.text import duration
 from simclr_tf.models import bundled
 from simclr_tf.workdir import records
 
-# Name in the table -> sub-folder, for the runs that end with a classifier.
+# Name in the table -> subfolder, for the runs that end with a classifier.
 _CLASSIFIERS = {
     "from scratch, few labels": "supervised",
     "pretrained, then fine-tuned": "finetune",
@@ -22,17 +22,17 @@ _REPORTED = ("pretrain", *_CLASSIFIERS.values())
 
 
 def run(workdir: str, *, others: list[str]) -> None:
-    """Tells the whole story on the embedded images.
+    """Runs the paper's three stages, with comparisons, on the embedded images.
 
-    Pretrains without labels and compares the encoder with an untrained one; fine-tunes it on a few labels and compares
-    with training from scratch on the same labels; distills it into a smaller student.
+    Pretrains without labels and compares the encoder with an untrained one. Then fine-tunes it on a few labels and
+    compares the result with training from scratch on the same labels. Last, distills it into a smaller student.
 
     Args:
-      workdir: folder of the runs, one sub-folder each. What is finished there is not done again.
-      others: flags that every command gets.
+      workdir: The folder of the runs, one subfolder each. Runs that are finished there are not repeated.
+      others: Flags for every command.
     """
     started = time.monotonic()
-    # TensorFlow leaves these kernels off where a processor has AVX2 alone; for the demo's networks they are safe there,
+    # TensorFlow turns oneDNN kernels off on processors with AVX2 only. The demo's networks run safely with them there,
     # and nearly twice as fast.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
@@ -51,22 +51,21 @@ def run(workdir: str, *, others: list[str]) -> None:
     simclr("distill", "distill", teacher="finetune")
     page = os.path.join(workdir, "report.html")
     compared = ",".join([*(os.path.join(workdir, name) for name in _REPORTED), bundled.DEFAULT])
-    look = (f"--output={page}", "--gin_param=report.max_images=500")
-    run_command("--mode=report", f"--workdir={compared}", *look, *others)
+    options = (f"--output={page}", "--gin_param=report.max_images=500")
+    run_command("--mode=report", f"--workdir={compared}", *options, *others)
 
     print(
-        f"\nThe whole story took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 "
-        "classes:"
+        f"\nAll of this took {duration(time.monotonic() - started)}. Accuracy on 1,000 test photographs in 10 classes:"
     )
-    print(f"\nWhat encoders know of the classes\n\n{_encoders(workdir)}")
-    print("\nThe last one comes with the package: distilled from a network that saw all of CIFAR-10 for longer.")
+    print(f"\nHow much the encoders know about the classes\n\n{_encoders(workdir)}")
+    print("\nThe last one comes with the package. Its teacher trained longer, on all of CIFAR-10.")
     rows = [(name, os.path.join(workdir, folder)) for name, folder in _CLASSIFIERS.items()]
-    print(f"\nWhat a few labels make of it\n\n{table(rows)}\n\nAll runs are in {workdir}/.")
-    print(f"Curves, what training sees, neighbours, a map, mistakes: open {page} in a browser.")
+    print(f"\nWhat a few labels add\n\n{table(rows)}\n\nAll runs are in {workdir}/.")
+    print(f"Open {page} in a browser for curves, training images, nearest neighbors, a map and mistakes.")
 
 
 def _folder(workdir: str, source: str) -> str:
-    """Where a run lies that another starts from: in the demo's folder, or in the package."""
+    """Returns where a source run is: in the demo's folder, or in the package."""
     return source if bundled.is_embedded(source) else os.path.join(workdir, source)
 
 

@@ -1,4 +1,4 @@
-"""`--mode=embed`: the vectors of images, in order, to a file; goes on where it was stopped."""
+"""`--mode=embed`: writes the vectors of images to a file, in order; resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ def run_embed(
 ) -> dict:
     """Writes the vectors of `context.source`'s images to `context.output`.
 
-    Each image is seen through the evaluation's crop. Rows are in the order of the names for a folder, in the source's
-    otherwise. Unreadable images are left out and named. Finished parts lie in `OUTPUT.parts` until the file is whole;
-    the same command goes on from them.
+    The images take the evaluation's crop. A folder's rows are sorted by name; other sources keep their order.
+    Unreadable images are left out and named. Finished parts stay in `OUTPUT.parts` until the file is complete; the same
+    command resumes from them.
 
     Args:
-      context: `workdir` is the run whose network is used.
-      layer: "final_avg_pool", "head_layer_1" .., or a map, whose mean is taken.
-      split: of the source; "all" for everything.
-      image_size: in pixels; None takes the run's.
-      batch_size: over all replicas; changes the speed only.
-      images_per_part: how many images are computed again at most after a kill.
-      max_bad_images: how many unreadable ones are left out before this stops.
+      context: The run's context; its `workdir` is the run whose network is used.
+      layer: The output to write: "final_avg_pool", "head_layer_1" .., or a map, which is averaged over its positions.
+      split: The split of the source; "all" for everything.
+      image_size: The side of the images in pixels; None takes the run's.
+      batch_size: The batch size over all replicas; it changes only the speed.
+      images_per_part: The most images to compute again after a kill.
+      max_bad_images: The number of unreadable images to leave out before stopping.
       precision: "auto", "float32", "bfloat16" or "float64".
-      bit_depth: like `Data.bit_depth`; None takes the run's.
+      bit_depth: The images' bit depth, like `Data.bit_depth`; None takes the run's.
 
     Returns:
-      `rows`, `bad_images` and the vectors' details.
+      `rows`, `bad_images` and the vectors' `details`.
 
     Raises:
-      UserError: for what the user can put right.
+      UserError: The images, the network or the output cannot be used, or a setting makes no sense.
     """
     for name, value in {"batch_size": batch_size, "images_per_part": images_per_part}.items():
         checks.whole(f"embed.{name}", value)
     checks.whole("embed.image_size", image_size, least=8, optional=True, hint=", in pixels")
     if ":" not in context.source:
         raise UsageError(
-            f"--source={context.source} names no kind of images; write folder:{context.source}, or tfds:NAME"
+            f"--source={context.source} does not say what kind it is; write folder:{context.source}, or tfds:NAME"
         )
     vector_files.check_path(context.output, "--output")
     with context.strategy.scope():
@@ -77,7 +77,8 @@ def run_embed(
     if bit_depth is None:
         bit_depth = description["data"].get("bit_depth")
     trained_on = description["data"]
-    group_by = trained_on.get("group_by") if context.source == trained_on.get("source") else None  # The same splits.
+    # The same data must have the same splits as in training.
+    group_by = trained_on.get("group_by") if context.source == trained_on.get("source") else None
     whole = open_source(context.source, split, context.data_dir, bit_depth=bit_depth, group_by=group_by)
     context.remark(whole.remarks)
     rows = _order(whole, context.source)
@@ -101,7 +102,7 @@ def run_embed(
         return {"rows": len(names), "details": details}
     if tf.io.gfile.exists(context.output):
         if vector_files.read(context.output, "--output").details == details:
-            context.say(f"embed: nothing to do: {context.output} has these vectors already")
+            context.say(f"embed: nothing to do: {context.output} already has these vectors")
             return {"rows": len(names), "details": details}
         raise UserError(
             f"--output={context.output} exists and holds something else; delete it, or give another --output"
@@ -111,7 +112,7 @@ def run_embed(
     parts = vector_files.Parts(context.output, details, writes=writes)
     done = parts.done()
     if done:
-        context.say(f"embed: going on after {done} of {len(names)} images")
+        context.say(f"embed: resuming after {done} of {len(names)} images")
     if done < len(names):
         _compute(
             context,
@@ -132,6 +133,7 @@ def run_embed(
 
 
 def _order(source: Source, spec: str) -> np.ndarray:
+    """Returns the order of the rows; a folder is sorted by name, since its source may list files in another order."""
     if spec.startswith("folder:"):
         return np.array(sorted(range(source.num_examples), key=lambda row: source.example_ids[row]), np.int64)
     return np.arange(source.num_examples)
@@ -163,7 +165,7 @@ def _compute(
         batch_size=batch_size,
         bad_images=bad,
     )
-    total = -(-len(rows) // step)
+    total = -(-len(rows) // step)  # Rounded up.
     progress = Progress(
         "embed",
         total_steps=total,
@@ -199,16 +201,16 @@ def _compute(
 
 
 def _finish(context: RunContext, parts: vector_files.Parts, names: list[str], details: dict) -> dict:
-    found, shapes, labelled = [], {}, False
+    found, shapes, labeled = [], {}, False
     for part in parts.read():
         found.append(part["row"])
         shapes = {name: part[name].shape[1:] for name in vector_files.COLUMNS if name in part}
-        labelled = labelled or bool(np.any(part["label"] >= 0))
+        labeled = labeled or bool(np.any(part["label"] >= 0))
     kept = np.concatenate(found) if found else np.zeros(0, np.int64)
     missing = sorted(set(range(len(names))) - set(kept.tolist()))
     if not len(kept):
         raise UserError(f"{context.source} has no readable image; choose another --source")
-    if not labelled:
+    if not labeled:
         shapes.pop("label", None)
     layout = vector_files.Layout([names[row] for row in kept], shapes, details)
     vector_files.write(context.output, layout, parts.read)

@@ -1,4 +1,4 @@
-"""What can be asked of a trained network: `eval` and `knn`."""
+"""`--mode=eval` and `--mode=knn`: measure a trained network."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from simclr_tf.workdir.networks import load_network
 def _open(
     data: Data, split: str, data_dir: str | None, num_classes: int | None = None, class_names: Sequence[str] = ()
 ) -> Input:
-    """Opens a labelled split; the rest is what a classifier can tell apart, None and nothing where there is none."""
+    """Opens a labeled split and checks that its classes are those of the classifier, if there is one."""
     source = data.open(split, data_dir)
     if not source.any_label():
-        raise UserError(f"{source.name} has no labels to compare with; choose a labelled data set or split")
+        raise UserError(f"{source.name} has no labels to compare with; choose a labeled data set or split")
     if num_classes is not None and len(source.class_names) != num_classes:
         raise UserError(
             f"the classifier knows {num_classes} classes, but {source.name} has {len(source.class_names)}; "
@@ -48,17 +48,17 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
     """Measures a run's classifier on the whole evaluation split; writes `eval.json`.
 
     Args:
-      context: its `workdir` is the run to measure.
-      data: its evaluation split is used.
-      batch_size: over all replicas; changes the speed only.
+      context: The run's context; its `workdir` is the run to measure.
+      data: The data, of which the evaluation split is used.
+      batch_size: The batch size over all replicas; it changes only the speed.
       precision: "auto", "float32", "bfloat16" or "float64".
 
     Returns:
-      What `metrics.classification` says, with `calibration`, `confusion_matrix` (rows: the true class) and the
+      The report of `metrics.classification`, with `calibration`, `confusion_matrix` (rows: the true class) and the
       checkpoint's path.
 
     Raises:
-      UserError: where the run has no classifier or the data no labels.
+      UserError: The run has no classifier, or the data has no labels or other classes.
     """
     with context.strategy.scope():
         network, description, path = load_network(context.workdir, precision=resolve_precision(precision))
@@ -72,7 +72,7 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
     opened.tell(context, examples.source, purpose="to measure")
     before = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir)
     if before is not None and before.count:
-        context.say(f"  trained on: {before.words}; the result says little about new pictures")
+        context.say(f"  trained on: {before.words}; the result says little about new images")
     if context.dry_run:
         context.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
         return {}
@@ -113,12 +113,12 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
 def _places(
     bank: dict[str, np.ndarray], queries: dict[str, np.ndarray], unique: np.ndarray, own: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of the bank vote: labelled ones, each image once; and where among these the queries are, else -1.
+    """Returns the rows of the bank that vote (labeled, each image once) and each query's place among them, or -1.
 
-    Unreadable images are in neither of `bank` and `queries`; `unique` and `own` count them, see `overlap.rows`.
+    Unreadable images are missing from `bank` and `queries`, but `unique` and `own` count them; see `overlap.rows`.
     """
     once = np.flatnonzero((bank["label"] >= 0) & np.isin(bank["index"], unique))
-    place_of = np.full(len(unique) + 1, -1)  # The last one is for -1.
+    place_of = np.full(len(unique) + 1, -1)  # The last entry serves index -1: no image of the bank.
     place_of[np.searchsorted(unique, bank["index"][once])] = np.arange(len(once))
     return once, place_of[own[queries["index"]]]
 
@@ -131,21 +131,21 @@ def run_knn(
     batch_size: int = 256,
     precision: str = "auto",
 ) -> dict:
-    """Classifies the evaluation split by its neighbours in the training split; writes `knn.json`.
+    """Classifies the evaluation split by nearest neighbors in the training split; writes `knn.json`.
 
     Args:
-      context: its `workdir` is the run whose encoder is used.
-      data: labelled images; both splits are seen through the evaluation's crop.
-      num_neighbors: how many vote.
-      temperature: of their weights.
-      batch_size: over all replicas; changes the speed only.
+      context: The run's context; its `workdir` is the run whose encoder is used.
+      data: Labeled images; both splits take the evaluation's crop.
+      num_neighbors: The number of neighbors that vote.
+      temperature: The temperature of the votes' weights.
+      batch_size: The batch size over all replicas; it changes only the speed.
       precision: "auto", "float32", "bfloat16" or "float64".
 
     Returns:
-      What `metrics.classification` says, with the settings.
+      The report of `metrics.classification`, with the settings.
 
     Raises:
-      UserError: where the data has no labels.
+      UserError: The data has no labels.
     """
     with context.strategy.scope():
         network, _, path = load_network(context.workdir, precision=resolve_precision(precision))
@@ -166,7 +166,7 @@ def run_knn(
     opened.tell(context, bank_source, query_source)
     shared = overlap.between(bank_source, query_source, labels=True)
     if shared.count:
-        context.say(f"  among the neighbours: {shared.words}; none is a neighbour of its own")
+        context.say(f"  in both splits: {shared.words}; no image votes for itself")
     bank, queries = (
         collect.collect(context.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
         for split in splits
@@ -188,5 +188,5 @@ def run_knn(
         report["overlap"] = shared._asdict()
     if context.is_chief:
         write_json(os.path.join(context.workdir, "knn.json"), report)
-    context.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbours)")
+    context.say(f"knn: {metrics.told(report)} of {report['examples']} images ({num_neighbors} neighbors)")
     return report

@@ -1,4 +1,4 @@
-"""`--mode=preview`: training images as the network will see them, before anything is trained."""
+"""`--mode=preview`: draws training images as the network will see them, before any training."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def run_preview(
     seed: int = 0,
     cell_pixels: int = 96,
 ) -> dict:
-    """Draws what training will see into `preview.png`.
+    """Draws the images of the first training step into `preview.png`.
 
     Args:
-      context: its `workdir` is where the picture goes; it may be new or a run's.
-      data: its training split is shown.
-      augment: what training does to an image.
-      make_stage: which training is shown: pretraining makes two views of an image, the others one; training with labels
-        takes the labelled subset.
-      num_images: how many images.
-      seed: the run's: the picture shows the first step of the run with this seed.
-      cell_pixels: side of each picture on the sheet.
+      context: The run's context. Its `workdir`, new or a run's, receives the picture.
+      data: The data; the picture shows its training split.
+      augment: The augmentation of the training images.
+      make_stage: The stage to show. Pretraining makes two views of an image, the others one; training with labels
+        takes the labeled subset.
+      num_images: The number of images, at most 256.
+      seed: The seed of the run whose first step is shown.
+      cell_pixels: The side of each image on the sheet, in pixels.
 
     Returns:
-      `path` of the picture and `examples`, the images' names.
+      `path`, the picture's, and `examples`, the names of the images.
 
     Raises:
-      UserError: for data that cannot be had, or a setting that makes no sense.
+      UserError: The data cannot be opened, or a setting makes no sense.
     """
     checks.whole("preview.num_images", num_images, most=256)
     checks.whole("preview.cell_pixels", cell_pixels, **contact_sheet.CELL_PIXELS)

@@ -1,4 +1,4 @@
-"""Several commands one after the other: the paper's three stages (`--mode=all`), with a closing table."""
+"""`--mode=all`: runs the paper's three stages one after the other and prints a table of the results."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from simclr_tf.settings import gin_config
 from simclr_tf.workdir import records
 
 STAGES = ("pretrain", "finetune", "distill")
-# Whose settings are one stage's, said or not.
+# Configurables that only one stage has: their bindings need no `STAGE:` prefix.
 _OWNERS = {"Pretrain": "pretrain", "Memory": "pretrain", "Supervised": "finetune", "Distill": "distill"}
 
 
 def run_command(*arguments: str) -> None:
-    """Runs `simclr` with these arguments in a process of its own, and shows what was typed.
+    """Prints a `simclr` command and runs it in its own process.
 
     Raises:
-      UserError: when it fails; what it said is above.
+      UserError: The command failed; its own message is already on the screen.
     """
     print(f"\n$ simclr {shlex.join(arguments)}", flush=True)
-    # This very package, wherever one stands.
+    # The child must import this package, whatever the current folder is.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "simclr_tf.cli", *arguments]
     code = preemption.call(command, {**os.environ, "PYTHONPATH": paths})
     if code:
         raise UserError(
-            f"the last command ended with exit code {code}; put right what it said, and give the same command again",
+            f"the last command ended with exit code {code}; fix what it reported, and run the same command again",
             exit_code=code if code > 0 else 128 - code,
         )
 
 
 def for_stage(values: Iterable[str], stage: str) -> list[str]:
-    """Picks what is meant for a stage: `STAGE:VALUE` is for that one alone, anything else for all.
+    """Selects a stage's values: `STAGE:VALUE` is for that stage alone, any other value for all stages.
 
     Raises:
-      UsageError: for a prefix that looks like a stage and is none.
+      UsageError: A prefix looks like a stage but is not one.
     """
     picked = []
     for value in values:
         prefix, colon, rest = value.partition(":")
         if colon and prefix.isidentifier() and "=" not in prefix and not rest.startswith("//"):
             if prefix not in STAGES:
-                raise UsageError(f"{value!r} is for a stage {prefix!r}; --mode=all has {', '.join(STAGES)}")
+                raise UsageError(f"{value!r} is for a stage {prefix!r}, but --mode=all has {', '.join(STAGES)}")
             if prefix == stage:
                 picked.append(rest)
         else:
@@ -58,7 +58,7 @@ def for_stage(values: Iterable[str], stage: str) -> list[str]:
 
 
 def params_for_stage(params: Iterable[str], stage: str) -> list[str]:
-    """Picks bindings as `for_stage` does, less those of what only another stage has."""
+    """Selects bindings like `for_stage`, without those of configurables that only another stage has."""
     return [
         param
         for param in for_stage(params, stage)
@@ -67,14 +67,13 @@ def params_for_stage(params: Iterable[str], stage: str) -> list[str]:
 
 
 def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others: list[str]) -> None:
-    """Pretrains, fine-tunes on the labelled subset and distills, each in a sub-folder; finished stages are not
-    repeated.
+    """Pretrains, fine-tunes on the labeled subset and distills, each in a subfolder; skips finished stages.
 
     Args:
-      workdir: folder of the three runs.
-      gin_files: for every stage, or `STAGE:FILE` for one.
-      gin_params: the same for bindings.
-      others: flags that every stage gets.
+      workdir: The folder of the three runs.
+      gin_files: Files for every stage, or `STAGE:FILE` for one stage.
+      gin_params: Bindings for every stage, or `STAGE:BINDING` for one stage.
+      others: Flags for every stage.
     """
     folders = {stage: os.path.join(workdir, stage) for stage in STAGES}
     starts = {
@@ -89,7 +88,7 @@ def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others
         ]
         for stage in STAGES
     }
-    for stage in STAGES:  # The last one's misspelt settings are not to be found out after days.
+    for stage in STAGES:  # Find a misspelled setting of the last stage now, not after days of training.
         gin_config.parse(stage, for_stage(gin_files, stage), params_for_stage(gin_params, stage))
     for stage in STAGES:
         run_command(f"--mode={stage}", f"--workdir={folders[stage]}", *starts[stage], *settings[stage], *others)
@@ -97,13 +96,13 @@ def run_all(workdir: str, *, gin_files: list[str], gin_params: list[str], others
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Formats runs side by side.
+    """Formats finished runs side by side.
 
     Args:
-      rows: name and workdir of each; all of them finished.
+      rows: The name and workdir of each run.
 
     Returns:
-      A Markdown table of top-1 accuracy, parameters of the encoder, and images per second in training.
+      A Markdown table of top-1 accuracy, encoder parameters, and images per second in training.
     """
     lines = [("run", "top-1", "encoder", "images/s in training"), ("---", "---:", "---:", "---:")]
     for name, workdir in rows:

@@ -1,6 +1,7 @@
-"""Files of vectors: names, vectors and, of a classifier, probabilities, as .npz, .parquet or .tfrecord.
+"""Files of vectors: names, vectors and a classifier's probabilities, as .npz, .parquet or .tfrecord.
 
-All three are written row by row in little memory and say in `details` what made them. None holds pickled objects.
+All three are written row by row, which takes little memory. Their `details` say what made them. None of them holds
+pickled objects.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, Deco
 
 
 class Vectors(NamedTuple):
-    """What a file of vectors holds.
+    """The content of a file of vectors.
 
     Attributes:
-      names: [N] of the images.
-      columns: "vector" [N, D] float32; where there are any, "probabilities" [N, C] float32 and "label" [N] int32.
-      details: what made them.
+      names: The names of the images, [N].
+      columns: "vector" [N, D] float32; optionally "probabilities" [N, C] float32 and "label" [N] int32.
+      details: The network, source and settings that made them.
     """
 
     names: list[str]
@@ -43,12 +44,12 @@ class Vectors(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is known of a file before its rows.
+    """Everything in a file but its rows.
 
     Attributes:
-      names: [N].
-      shapes: column -> shape of one row.
-      details: plain values.
+      names: The names of the images, [N].
+      shapes: Column -> shape of one row.
+      details: Plain values that describe the vectors.
     """
 
     names: Sequence[str]
@@ -57,21 +58,21 @@ class Layout(NamedTuple):
 
 
 def check_path(path: str, flag: str) -> None:
-    """Raises an error for a file name that says no format, or one whose library is not installed."""
+    """Raises an error if a file name has no known ending, or its format's library is not installed."""
     kind = os.path.splitext(path)[1]
     if kind not in _WRITERS:
-        raise UsageError(f"{flag}={path} is of no known format; let it end in {', '.join(_WRITERS)}")
+        raise UsageError(f"{flag}={path} has no known format; let it end in {', '.join(_WRITERS)}")
     if kind == ".parquet":
         _pyarrow()
 
 
 def write(path: str, layout: Layout, parts: Callable[[], Iterable[dict[str, np.ndarray]]]) -> None:
-    """Writes a file aside and renames it.
+    """Writes a file under a temporary name and renames it.
 
     Args:
-      path: its ending says the format.
-      layout: names, columns and details.
-      parts: called once or more; the columns in pieces, in order.
+      path: The file; its ending determines the format.
+      layout: The names, columns and details.
+      parts: A function, called at least once, that returns the columns in consecutive pieces.
     """
     kind = os.path.splitext(path)[1]
     with (
@@ -94,21 +95,21 @@ def read(path: str, flag: str) -> Vectors:
     """Reads a file of vectors.
 
     Raises:
-      UserError: where it is not there, or cannot be understood.
+      UserError: The file does not exist, or cannot be read as vectors.
     """
     check_path(path, flag)
     if not tf.io.gfile.exists(path):
-        raise UserError(f"{flag}={path} is not there; --mode=embed writes such a file")
+        raise UserError(f"{flag}={path} does not exist; --mode=embed writes such a file")
     try:
         found = _READERS[os.path.splitext(path)[1]](path)
         if found.columns["vector"].ndim != 2 or len(found.names) != len(found.columns["vector"]):
-            raise ValueError("its vectors and names do not fit together")
+            raise ValueError("its vectors and names do not match")
         if not isinstance(found.details, dict):
             raise ValueError("it does not say what made it")
         return found
     except _UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{flag}={path} is no file of vectors ({reason}); --mode=embed writes such a file") from None
+        raise UserError(f"{flag}={path} is not a file of vectors ({reason}); --mode=embed writes such a file") from None
 
 
 # .npz
@@ -122,6 +123,7 @@ def _write_npz(path: str, layout: Layout, parts) -> None:
         _member(archive, "details", np.array(json.dumps(layout.details)))
         for column, shape in layout.shapes.items():
             dtype = np.dtype(np.int32 if column == "label" else np.float32)
+            # A member may exceed 2 GiB, which zipfile cannot know in advance.
             with archive.open(f"{column}.npy", "w", force_zip64=True) as file:
                 header = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
@@ -143,7 +145,7 @@ def _read_npz(path: str) -> Vectors:
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError("no archive of arrays")
+        raise ValueError("not an archive of arrays")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in COLUMNS if name in arrays.files}
         return Vectors([str(name) for name in arrays["names"]], columns, json.loads(str(arrays["details"])))
@@ -214,6 +216,7 @@ def _write_tfrecord(path: str, layout: Layout, parts) -> None:
     with tf.io.TFRecordWriter(path) as writer:
         for part in parts():
             for row in range(len(part["vector"])):
+                # File names need not be valid UTF-8; this keeps their bytes.
                 name = next(names).encode("utf-8", "surrogateescape")
                 feature = {"name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name]))}
                 for column in layout.shapes:
@@ -247,13 +250,13 @@ _READERS = {".npz": _read_npz, ".parquet": _read_parquet, ".tfrecord": _read_tfr
 
 
 class Parts:
-    """Finished pieces of a file that is not whole yet, in a folder beside it, so that a killed run can go on."""
+    """The finished pieces of an incomplete file, in a folder beside it, from which a killed run resumes."""
 
     def __init__(self, path: str, details: dict, *, writes: bool = True):
-        """Opens the folder, or makes it where this process `writes`.
+        """Opens the folder, or creates it if this process `writes`.
 
         Raises:
-          UserError: where the pieces there are of something else.
+          UserError: The folder holds pieces of other vectors.
         """
         self._folder = f"{path}.parts"
         file = os.path.join(self._folder, "details.json")
@@ -279,7 +282,7 @@ class Parts:
         return sorted(found)
 
     def done(self) -> int:
-        """Returns how many of the source's rows, from the first on, are covered."""
+        """Returns the number of the source's rows that the pieces cover without a gap, counted from the first."""
         covered = 0
         for start, stop, _ in self._list():
             if start != covered:
@@ -288,7 +291,7 @@ class Parts:
         return covered
 
     def add(self, start: int, stop: int, columns: dict[str, np.ndarray]) -> None:
-        """Writes the piece of the source's rows [start, stop); unreadable ones are left out of `columns`."""
+        """Writes the piece for the source's rows [start, stop); `columns` lack those of unreadable images."""
         buffer = io.BytesIO()
         np.savez(buffer, **columns)
         write_bytes(os.path.join(self._folder, f"{start:012d}-{stop:012d}.npz"), buffer.getvalue())

@@ -52,9 +52,9 @@ def test_a_converted_workdir_is_one_like_any_other(tmp_path, capsys):
         network.encoder.stem[0].conv.kernel, reference.value("base_model/conv2d/kernel", [3, 3, 3, 8])
     )
     assert sorted(os.listdir(workdir)) == ["architecture.json", "checkpoints"]
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         convert(source, workdir)
-    with pytest.raises(UserError, match="is a workdir of this project already"):
+    with pytest.raises(UserError, match="is already a workdir of this project"):
         convert(workdir, tmp_path / "other")
 
 
@@ -82,7 +82,7 @@ def test_checkpoints_of_something_else_are_left_alone(tmp_path):
     mine = tmp_path / "run" / "checkpoints" / "mine"
     mine.parent.mkdir(parents=True)
     mine.write_text("x")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         convert(source, tmp_path / "run")
     assert mine.read_text() == "x"
 
@@ -210,7 +210,7 @@ def without(name):
 
 
 WRONG = {
-    "unrelated": (lambda _: {"dense/kernel": np.zeros([3, 4], np.float32)}, "is no SimCLR checkpoint"),
+    "unrelated": (lambda _: {"dense/kernel": np.zeros([3, 4], np.float32)}, "is not a SimCLR checkpoint"),
     "a missing convolution": (without("base_model/conv2d_9/"), "convolutions"),
     "a missing mean": (
         without("base_model/batch_normalization_4/moving_mean"),
@@ -218,8 +218,14 @@ WRONG = {
     ),
     "a missing head kernel": (without("head_contrastive/nl_1/dense"), "dense layers"),
     "no encoder": (without("base_model/"), "no encoder"),
-    "a stranger": (lambda t: {**t, "head_rotation/dense/kernel": np.zeros([3, 4], np.float32)}, "without a place"),
-    "a stranger inside": (lambda t: {**t, "base_model/gate/kernel": np.zeros([3, 4], np.float32)}, "without a place"),
+    "a stranger": (
+        lambda t: {**t, "head_rotation/dense/kernel": np.zeros([3, 4], np.float32)},
+        "variables that a SimCLR network lacks",
+    ),
+    "a stranger inside": (
+        lambda t: {**t, "base_model/gate/kernel": np.zeros([3, 4], np.float32)},
+        "variables that a SimCLR network lacks",
+    ),
     "another shape": (
         lambda t: {**t, "base_model/conv2d_3/kernel": np.zeros([5, 5, 8, 8], np.float32)},
         r"ResNet-10 0.125x, CIFAR stem, has \[3, 3, 8, 8\] where base_model/conv2d_3/kernel is \[5, 5, 8, 8\]",

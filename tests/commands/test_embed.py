@@ -1,4 +1,4 @@
-"""Vectors of images: order, going on after a kill, the three file formats, and neighbours."""
+"""Vectors of images: order, resuming after a kill, the three file formats, and neighbors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_where_it_was(whole, workdir, pictures, tmp_path, m
     monkeypatch.setattr(vector_files.Parts, "add", count)
     embed.run_embed(place(workdir, pictures, output), batch_size=3, images_per_part=6)
     assert computed[0][0] == 8
-    assert "going on after 8 of 22 images" in capsys.readouterr().out
+    assert "resuming after 8 of 22 images" in capsys.readouterr().out
     expected, actual = vector_files.read(whole, "x"), vector_files.read(str(output), "x")
     assert actual.names == expected.names
     for name, value in expected.columns.items():
@@ -110,7 +110,7 @@ def test_what_is_there_is_left_alone(whole, workdir, pictures, tmp_path, capsys)
     with pytest.raises(UserError, match="exists and holds something else"):
         embed.run_embed(place(workdir, pictures, whole), layer="head_layer_1", **SETTINGS)
     (tmp_path / "v.npz").write_text("mine")
-    with pytest.raises(UserError, match="is no file of vectors"):
+    with pytest.raises(UserError, match="is not a file of vectors"):
         embed.run_embed(place(workdir, pictures, tmp_path / "v.npz"), **SETTINGS)
     assert (tmp_path / "v.npz").read_text() == "mine"
 
@@ -136,7 +136,7 @@ def test_files_that_are_no_vectors_are_told_in_one_line(kind, tmp_path):
         example = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(example if kind == "other.tfrecord" else b"\xff\xff\xff")
-    with pytest.raises(UserError, match="is no file of vectors") as told:
+    with pytest.raises(UserError, match="is not a file of vectors") as told:
         vector_files.read(str(path), "--source")
     assert "\n" not in str(told.value)
 

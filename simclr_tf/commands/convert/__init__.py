@@ -1,1 +1,1 @@
-"""Published checkpoints come in: which variable is which, and a workdir that every other mode accepts."""
+"""`--mode=convert`: recognizes a published checkpoint and writes it as a workdir that every other mode accepts."""

@@ -1,4 +1,4 @@
-"""`--mode=convert`: a published checkpoint becomes a workdir that every other mode accepts."""
+"""`--mode=convert`: turns a published checkpoint into a workdir that every other mode accepts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from simclr_tf.workdir import checkpoints, records
 
 STAGE = "convert"
 _WEIGHTS = ("auto", "trained", "ema")
-# The checkpoint is written into such a folder first; it goes last, so that where it is a conversion was cut short.
+# The checkpoint is first written into a folder of this name. It is deleted last, so it marks an unfinished conversion.
 _ASIDE = ".converting."
-# Folders' names that tell which kind a published checkpoint is. SimCLRv2 fine-tunes from the head's first layer with a
-# part of the labels (the first group) and from the encoder with all of them (Chen et al. 2020b, section 3.1; confirmed
-# in google-research/simclr issue 109). Classifiers of SimCLRv1, linear probes, networks trained from scratch and
-# students, which are trained without a head, read the encoder.
+# Names of folders that tell the kind of a published checkpoint. SimCLRv2 fine-tunes from the head's first layer with
+# some of the labels (the first group), and from the encoder with all of them (Chen et al. 2020b, section 3.1; confirmed
+# in google-research/simclr issue 109). SimCLRv1 classifiers, linear probes, networks trained from scratch and students
+# (trained without a head) read the encoder.
 _KIND = re.compile(
     r"(?<![a-z0-9])(?:(finetuned)_(?!100pct)\d+pct|(?:finetuned?|distill)_\d+pct)(?![a-z0-9])"
     r"|^(?:pretrain(?:ed)?|supervised)$"
 )
-# Square images' sides that networks with either stem were published for, in pixels.
+# The image sizes in pixels that networks with either stem were published for.
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}
 
 
@@ -48,23 +48,23 @@ def run_convert(
     """Reads a published SimCLR checkpoint and writes a workdir with the same network.
 
     Args:
-      context: its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2 SavedModel; its
-        `workdir` is made.
-      weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto": the trained ones
-        where they are.
-      classifier_layer: the projection head's layer that the classifier reads, 0 for the encoder's output. Checkpoints
-        do not tell where several are equally wide; None lets the path tell: 1 below a folder called "finetuned_Npct"
-        with N under 100, 0 below "finetuned_100pct", "distill_Npct", "pretrained" or "supervised", the deepest of them
-        counting. Where none does, 1 is assumed of a head of three layers or more, else 0; `architecture.json` keeps
-        this assumption, and whatever uses the classifier repeats it.
-      image_size: of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
-      class_names: names of the classes, in the order of the logits; None numbers them.
+      context: The run's context. Its `source` is a TF1 checkpoint or hub module, a TF2 training checkpoint or a TF2
+        SavedModel. Its `workdir` is created.
+      weights: "trained", "ema" for the moving averages that training with a memory keeps, or "auto" for the trained
+        weights if the checkpoint has them, else the averages.
+      classifier_layer: The layer of the projection head that the classifier reads, 0 for the encoder's output. If
+        several layers are equally wide, the checkpoint does not tell which. None then decides by the deepest folder in
+        the path with a known name: 1 for "finetuned_Npct" with N under 100; 0 for "finetuned_100pct", "distill_Npct",
+        "pretrained" or "supervised". Without one, 1 is assumed for a head of three layers or more, else 0;
+        `architecture.json` keeps this assumption, and every mode that uses the classifier repeats it.
+      image_size: The side of the images that the network is for, in pixels; None takes 224 or, with the CIFAR stem, 32.
+      class_names: The names of the classes, in the order of the logits; None numbers them.
 
     Returns:
-      What was recognized.
+      The description of the recognized network.
 
     Raises:
-      UserError: for a checkpoint that cannot be placed whole; nothing is written then.
+      UserError: The checkpoint is not, as a whole, a network that this project knows. Nothing is written.
     """
     _check_settings(context, weights, image_size)
     source, found = _read(context.source, weights)
@@ -94,8 +94,8 @@ def run_convert(
     _fill(network, found, source)
     _write(context.workdir, network, step, names, context.source, assumed)
     print(
-        f"  wrote {context.workdir} ({magnitude(cost.count_parameters(network))} parameters); it serves as "
-        "--init_from, and as --workdir of the modes that look at a run"
+        f"  wrote {context.workdir} ({magnitude(cost.count_parameters(network))} parameters); use it as "
+        "--init_from, or as --workdir of the modes that examine a run"
     )
     return description
 
@@ -107,7 +107,7 @@ def _check_settings(context: RunContext, weights: str, image_size: int | None) -
     checks.whole("convert.image_size", image_size, least=8, optional=True, hint=", in pixels")
     if tf.io.gfile.exists(os.path.join(context.source, records.ARCHITECTURE)):
         raise UserError(
-            f"--source={context.source} is a workdir of this project already; use it as it is, with --init_from"
+            f"--source={context.source} is already a workdir of this project; use it as it is, with --init_from"
         )
 
 
@@ -117,14 +117,15 @@ def _read(path: str, weights: str) -> tuple[Source, Found]:
     found = recognize.read_names(source.shapes, source.path, weights) or read_lists(source.shapes, source.path)
     if found is None:
         raise UserError(
-            f"{source.path} is no SimCLR checkpoint: none of its {len(source.shapes)} variables is named as there "
-            f"(base_model/, resnet_model/, trainable_variables_list/), such as {sorted(source.shapes)[0]}; give another"
+            f"{source.path} is not a SimCLR checkpoint: none of its {len(source.shapes)} variables (such as "
+            f"{sorted(source.shapes)[0]}) has the name of one (base_model/, resnet_model/, trainable_variables_list/); "
+            "give another"
         )
     return source, found
 
 
 def _classifier_layer(architecture: Architecture, asked: int | None, path: str) -> tuple[int, str]:
-    """Chooses which output the classifier reads; returns it with the reason, "" where nothing tells."""
+    """Chooses the layer that the classifier reads; returns it with the reason, or with "" if nothing tells."""
     layers = architecture.classifier_layers
     if not layers:
         if asked is not None:
@@ -141,7 +142,7 @@ def _classifier_layer(architecture: Architecture, asked: int | None, path: str) 
         return asked, "as asked"
     if len(layers) == 1:
         return layers[0], "the only one of its width"
-    # The deepest one tells: the folder of a whole collection may have any name.
+    # The deepest folder decides: one that holds a whole collection may have any name.
     for name in reversed((path if "://" in path else os.path.abspath(path)).split("/")):
         kind = _KIND.search(name)
         layer = 1 if kind and kind[1] else 0
@@ -158,10 +159,10 @@ def _named(layer: int) -> str:
 
 
 def _assumed(layer: int, layers: tuple[int, ...], path: str) -> str:
-    """What is told, now and later, of a layer that was not known."""
+    """Says which layer was assumed and how to choose another; shown now and whenever the classifier is used."""
     others = " or ".join(f"={other} ({_named(other)})" for other in layers if other != layer)
     return (
-        f"the classifier reads {_named(layer)}, since --source={path} does not tell its kind (such as finetuned_10pct, "
+        f"the classifier reads {_named(layer)}, since --source={path} does not say its kind (such as finetuned_10pct, "
         "finetuned_100pct, distill_10pct or pretrained); a wrong layer gives wrong classes, and --mode=convert into a "
         f"new --workdir with --gin_param=convert.classifier_layer{others} chooses another"
     )
@@ -171,9 +172,7 @@ def _class_names(names: list[str] | None, num_classes: int) -> list[str]:
     if names is None:
         return numbered_classes(num_classes)
     if len(names) != num_classes:
-        raise UserError(
-            f"convert.class_names has {len(names)} names, but the classifier tells {num_classes} classes apart"
-        )
+        raise UserError(f"convert.class_names has {len(names)} names, but the classifier has {num_classes} classes")
     return [str(name) for name in names]
 
 
@@ -184,16 +183,14 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
     lines.append(f"  encoder     {recognize.describe_encoder(architecture.encoder)}: {encoder} variables{averages}")
     head = architecture.head
     if head is None:
-        lines.append("  head        none there; fine-tuning from a layer of it will not be possible")
+        lines.append("  head        none; fine-tuning from one of its layers will not be possible")
     else:
-        used = (
-            "" if head["used_layers"] == head["num_layers"] else f", of which the first {head['used_layers']} are there"
-        )
+        used = "" if head["used_layers"] == head["num_layers"] else f", of which it has the first {head['used_layers']}"
         lines.append(f"  head        {head['num_layers']} layers to {head['output_dim']}{used}")
     if architecture.num_classes:
         lines.append(f"  classifier  {architecture.num_classes} classes, reads {reads}")
     else:
-        lines.append("  classifier  none there; --mode=linear_eval or fine-tuning makes one")
+        lines.append("  classifier  none; --mode=linear_eval or fine-tuning makes one")
     for kind, count in sorted(found.ignored.items()):
         lines.append(f"  ignored     {count} {kind}" + (f" (at step {step})" if kind == "steps" else ""))
     if found.others:
@@ -202,7 +199,7 @@ def _report(source: Source, found: Found, architecture: Architecture, step: int,
 
 
 def _clear_unfinished(workdir: str) -> None:
-    """Deletes what a conversion left that was killed before the workdir was one; a run's files are never touched."""
+    """Deletes what a killed conversion left before it wrote `architecture.json`; never touches the files of a run."""
     names = [name.rstrip("/") for name in tf.io.gfile.listdir(workdir)] if tf.io.gfile.exists(workdir) else []
     left = [name for name in names if name.startswith(_ASIDE)]
     if left and records.ARCHITECTURE not in names:
@@ -214,11 +211,11 @@ def _clear_unfinished(workdir: str) -> None:
 def _check_new(workdir: str) -> None:
     holds = [name for name in (records.ARCHITECTURE, "checkpoints") if tf.io.gfile.exists(os.path.join(workdir, name))]
     if holds:
-        raise UserError(f"--workdir={workdir} holds a run already ({', '.join(holds)}); use a new --workdir")
+        raise UserError(f"--workdir={workdir} already holds a run ({', '.join(holds)}); use a new --workdir")
 
 
 def _variables(network: Network, found: Found) -> Iterator[tuple[tf.Variable, str]]:
-    """Yields each of the network's variables with its key."""
+    """Yields each variable of the network with its key in the checkpoint."""
     units = list(network.encoder.units())
     convs = [unit for unit in units if hasattr(unit, "kernel")]
     norms = [unit for unit in units if not hasattr(unit, "kernel")]
@@ -240,11 +237,11 @@ def _fill(network: Network, found: Found, source: Source) -> None:
         filled.add(id(variable))
     missing = [v.name for part in network.parts().values() for v in part.variables if id(v) not in filled]
     if missing:
-        raise RuntimeError(f"{len(missing)} variables got no value, such as {missing[0]}")
+        raise RuntimeError(f"the checkpoint has no value for {len(missing)} variables, such as {missing[0]}")
 
 
 def _write(workdir: str, network: Network, step: int, class_names: list[str], source: str, assumed: str) -> None:
-    """Writes the checkpoint aside and renames it; then `architecture.json`, which makes it a workdir."""
+    """Writes the checkpoint under a temporary name, renames it, and adds `architecture.json`, which makes a workdir."""
     aside = os.path.join(workdir, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
     checkpoints.Checkpoints(aside, network.parts(), keep=1).save(step)
     tf.io.gfile.rename(os.path.join(aside, "checkpoints"), os.path.join(workdir, "checkpoints"))
@@ -252,7 +249,7 @@ def _write(workdir: str, network: Network, step: int, class_names: list[str], so
         "stage": STAGE,
         "network": network.describe(),
         "class_names": class_names,
-        # What it was trained on is not known; the size is all that later stages take over.
+        # The training data is unknown; later stages take over only the image size.
         "data": {"image_size": network.image_size},
         "source": source,
         **({"assumed": assumed} if assumed else {}),

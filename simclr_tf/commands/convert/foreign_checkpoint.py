@@ -1,4 +1,4 @@
-"""Finding and reading a foreign checkpoint, whatever kind of path it was given as."""
+"""Finds and reads a foreign checkpoint, given by any kind of path to it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 
-# What TensorFlow raises for a checkpoint that is cut off, overwritten, gone, or of another format.
+# TensorFlow's exceptions for a checkpoint that is cut off, overwritten, gone, or in another format.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 _INDEX = ".index"
-# Folders in which published checkpoints come beside, or instead of, a training checkpoint.
+# Subfolders that hold a published checkpoint beside, or instead of, a training checkpoint.
 _FOLDERS = ("variables", "saved_model", "hub")
 
 
 class Source:
-    """A checkpoint's variables: shapes at once, values one by one.
+    """The variables of a checkpoint: reads shapes at once, values one by one.
 
     Attributes:
-      path: the checkpoint's file prefix.
-      shapes: key -> shape.
+      path: The checkpoint's file prefix.
+      shapes: Key -> shape.
     """
 
     def __init__(self, path: str):
         """Opens a checkpoint.
 
         Args:
-          path: a file prefix, one of its files, or a folder with a checkpoint, a SavedModel or a TF1 hub module.
+          path: A file prefix, one of its files, or a folder with a checkpoint, a SavedModel or a TF1 hub module.
 
         Raises:
-          UserError: where there is none, or it cannot be read or is empty.
+          UserError: There is no checkpoint, or it is unreadable or empty.
         """
         self.path = _find(path)
         try:
@@ -49,14 +49,15 @@ class Source:
             raise UserError(f"the checkpoint {self.path} is empty; give --source a published SimCLR checkpoint")
 
     def read(self, key: str) -> np.ndarray:
-        """Returns a variable's value.
+        """Returns the value of a variable as float32.
 
         Raises:
-          UserError: where the file is cut off, or the value is no finite number.
+          UserError: The file is cut off, or the value is not floating or not finite.
         """
         if not self._dtypes[key].is_floating:
             raise UserError(
-                f"{key} in {self.path} is of type {self._dtypes[key].name}, but weights are floating; give another"
+                f"{key} in {self.path} is of type {self._dtypes[key].name}, but weights are floating; give another "
+                "checkpoint"
             )
         value = np.asarray(self._tensor(key), np.float32)
         if not np.all(np.isfinite(value)):
@@ -64,7 +65,7 @@ class Source:
         return value
 
     def read_step(self, keys: list[str]) -> int:
-        """Returns the first of `keys` that is there as a whole number, 0 where none is."""
+        """Returns the value of the first of `keys` that the checkpoint has as a whole number, else 0."""
         for key in keys:
             if self.shapes.get(key) == () and self._dtypes[key].is_integer:
                 return max(0, int(self._tensor(key)))
@@ -80,7 +81,7 @@ class Source:
 
 
 def _find(path: str) -> str:
-    """Returns the prefix of the checkpoint that `path` means."""
+    """Returns the prefix of the checkpoint at `path`."""
     prefix = re.sub(r"(\.index|\.meta|\.data-\d+-of-\d+)$", "", path)
     if tf.io.gfile.exists(prefix + _INDEX):
         return prefix
@@ -105,7 +106,7 @@ def _find(path: str) -> str:
 def _in_folder(path: str) -> str | None:
     try:
         newest = tf.train.latest_checkpoint(path)
-    except _UNREADABLE:  # A state file that is damaged, or tells of files elsewhere: the files themselves decide.
+    except _UNREADABLE:  # The state file is damaged or names other files: look at the files themselves.
         newest = None
     if newest is not None:
         return newest
@@ -123,7 +124,7 @@ def _in_folder(path: str) -> str | None:
 
 
 def _step(prefix: str) -> tuple[int, str]:
-    """Sorts checkpoints by the step in their name."""
+    """A sorting key: the step in a checkpoint's name."""
     number = re.search(r"(\d+)$", prefix)
     return (int(number.group(1)) if number else -1, prefix)
 

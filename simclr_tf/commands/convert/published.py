@@ -1,8 +1,8 @@
-"""How published SimCLR checkpoints lay out and name what our networks hold.
+"""The order and names of a network's variables in published SimCLR checkpoints.
 
-The TF1 code numbers convolutions and batch norms in the order of creation, with no number for the first:
-`base_model/conv2d/kernel`, `base_model/conv2d_1/kernel`, `base_model/batch_normalization/gamma`, ... That order is the
-one of `ResNet.units()`, and `layout()` tells it without building a network.
+The TF1 code numbers convolutions and batch norms in the order of creation and leaves out the first number:
+`base_model/conv2d/kernel`, `base_model/conv2d_1/kernel`, `base_model/batch_normalization/gamma`, ... `ResNet.units()`
+has the same order, and `layout()` lists it without building a network.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Unit(NamedTuple):
     """A convolution or a batch norm of an encoder.
 
     Attributes:
-      shape: of a convolution's kernel, [k, k, in, out], or a batch norm's variables, [channels].
+      shape: The shape of a convolution's kernel, [k, k, in, out], or of a batch norm's variables, [channels].
       section: 0 for the stem, 1-4 for the block groups.
-      block: number within its group.
+      block: The number of the block in its group.
       part: "stem", "shortcut", "branch" or "excite".
-      ratio: "sk" or "se" for the convolution whose output that ratio decides, else "".
-      bias: whether a convolution has one.
+      ratio: "sk" or "se" for the convolution whose width that ratio determines, else "".
+      bias: Whether the convolution has a bias.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 
     @property
     def is_conv(self) -> bool:
-        """Whether it is a convolution."""
+        """Whether the unit is a convolution."""
         return len(self.shape) == 4
 
 
@@ -74,14 +74,14 @@ def layout(depth: int, width: float, sk_ratio: float, se_ratio: float, stem: str
     """Lists an encoder's convolutions and batch norms in the order of `ResNet.units()`.
 
     Args:
-      depth: see `ResNet`, as are the others.
-      width: channels' multiplier.
-      sk_ratio: of selective kernels; 0 for none.
-      se_ratio: of squeeze-and-excitation; 0 for none.
+      depth: The depth, as in `ResNet`; likewise the other arguments.
+      width: The multiplier of the channels.
+      sk_ratio: The ratio of selective kernels; 0 for none.
+      se_ratio: The ratio of squeeze-and-excitation; 0 for none.
       stem: "imagenet" or "cifar".
 
     Returns:
-      The units; none of their variables is created.
+      The units, without any variables created.
     """
     make_block, expansion, counts = DEPTHS[depth]
     basic, base = make_block is basic_block, int(64 * width)
@@ -107,7 +107,7 @@ def _batch_norm(prefix: str, norm: BatchNorm) -> dict[str, tf.Variable]:
 
 
 def encoder_variables(encoder: ResNet, prefix: str = "base_model") -> dict[str, tf.Variable]:
-    """Returns published name -> variable for a built encoder."""
+    """Returns a built encoder's variables by their published names."""
     named, counts = {}, {"conv2d": 0, "batch_normalization": 0}
     for unit in encoder.units():
         kind = "conv2d" if isinstance(unit, Conv) else "batch_normalization"
@@ -124,7 +124,7 @@ def encoder_variables(encoder: ResNet, prefix: str = "base_model") -> dict[str, 
 
 
 def head_variables(head: ProjectionHead, prefix: str = "head_contrastive") -> dict[str, tf.Variable]:
-    """Returns published name -> variable for a built projection head."""
+    """Returns a built projection head's variables by their published names."""
     named = {}
     for i, layer in enumerate(head.projections):
         named[f"{prefix}/nl_{i}/dense/kernel"] = layer.dense.kernel
@@ -133,6 +133,6 @@ def head_variables(head: ProjectionHead, prefix: str = "head_contrastive") -> di
 
 
 def classifier_variables(classifier: Classifier, prefix: str = "head_supervised") -> dict[str, tf.Variable]:
-    """Returns published name -> variable for a built classifier."""
+    """Returns a built classifier's variables by their published names."""
     path = f"{prefix}/linear_layer/dense"
     return {f"{path}/kernel": classifier.dense.kernel, f"{path}/bias": classifier.dense.bias}

@@ -1,12 +1,12 @@
-"""Recognizing a SimCLR network in a published checkpoint by its variables' names and shapes.
+"""Recognizes a SimCLR network in a published checkpoint by the names and shapes of its variables.
 
-Three layouts exist, each with a reader of its own, which puts what it finds into the same order; from there on the
-shapes alone decide which architecture it is:
+Checkpoints come in three layouts. Each has its own reader, which sorts the variables into one common order; after that,
+shapes alone determine the architecture. The layouts name variables as follows:
 
-- TF1 checkpoints and hub modules name variables by scope: `base_model/conv2d_7/kernel`.
+- TF1 checkpoints and hub modules by scope: `base_model/conv2d_7/kernel`.
 - TF2 training checkpoints by the path of attributes: `model/resnet_model/block_groups/0/layers/1/...`.
-- TF2 SavedModels by the shortest such path, which is a place in a list: `trainable_variables_list/19`,
-  `model/_projection_head/variables/10`. The lists are in the order of creation (see `saved_model.py`).
+- TF2 SavedModels by the shortest such path, a position in a list: `trainable_variables_list/19`,
+  `model/_projection_head/variables/10`. The lists are in the order of tracking (see `saved_model_lists.py`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Group(NamedTuple):
     """The variables of one layer.
 
     Attributes:
-      path: what they share of their names.
-      keys: leaf ("kernel", "gamma", ..) -> key in the checkpoint.
+      path: The common part of their names.
+      keys: Leaf ("kernel", "gamma", ..) -> key in the checkpoint.
     """
 
     path: str
@@ -39,18 +39,18 @@ class Group(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a reader of one layout found.
+    """The variables that a reader found.
 
     Attributes:
-      layout: its name, for the report.
-      convs: the encoder's convolutions in the order of `ResNet.units()`.
-      norms: its batch norms, likewise.
-      dense: the projection head's dense layers, first to last.
-      dense_norms: their batch norms.
-      classifier: the linear classifier, or None.
-      ignored: keys that are no part of a network (optimizer slots, steps), by kind.
+      layout: The name of the layout, for the report.
+      convs: The encoder's convolutions in the order of `ResNet.units()`.
+      norms: The encoder's batch norms, in the same order.
+      dense: The projection head's dense layers, first to last.
+      dense_norms: The batch norms of these layers.
+      classifier: The linear classifier, or None.
+      ignored: Kind (optimizer slots, steps, ..) -> number of keys that do not belong to a network.
       variant: "", or "ema" for moving averages of the weights.
-      others: variants that are there as well.
+      others: The variants that the checkpoint has as well.
     """
 
     layout: str
@@ -65,13 +65,13 @@ class Found(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """What the shapes say.
+    """The architecture that the shapes imply.
 
     Attributes:
-      encoder: keywords of `ResNet`.
-      head: keywords of `ProjectionHead`, less its input's width, or None.
-      num_classes: of the classifier, 0 for none.
-      classifier_layers: the head's layers whose width fits the classifier.
+      encoder: The keywords of `ResNet`.
+      head: The keywords of `ProjectionHead` without its input's width, or None.
+      num_classes: The number of classes of the classifier, 0 for no classifier.
+      classifier_layers: The layers whose width fits the classifier; 0 is the encoder's output.
     """
 
     encoder: dict
@@ -81,16 +81,16 @@ class Architecture(NamedTuple):
 
 
 def published_order(units: list[Unit]) -> list[int]:
-    """The order of creation, which `layout` has already."""
+    """Returns the order of creation, which is that of `layout`."""
     return list(range(len(units)))
 
 
 def matching_encoders(kernels: list[Shape], order: Callable[[list[Unit]], list[int]] = published_order) -> list[dict]:
-    """Returns the keywords of every `ResNet` whose convolutions are of these shapes.
+    """Returns the keywords of every `ResNet` whose convolutions have these shapes.
 
     Args:
-      kernels: shapes.
-      order: tells from the units in the order of `layout` in which one `kernels` are.
+      kernels: The shapes of the convolutions' kernels.
+      order: A function from units in the order of `layout` to their indices in the order of `kernels`.
     """
     return [encoder for encoder in _candidates(kernels, order) if _kernels(encoder, order) == kernels]
 
@@ -105,7 +105,7 @@ def _kernels(encoder: dict, order: Callable) -> list[Shape]:
 
 
 def _candidates(kernels: list[Shape], order: Callable = published_order) -> list[dict]:
-    """Architectures of as many convolutions, with the width and ratios that these shapes would give them."""
+    """Returns the architectures with as many convolutions, and with the width and ratios that the shapes imply."""
     if not kernels or len(kernels[0]) != 4 or kernels[0][2] != 3:
         return []
     first = kernels[0][3]
@@ -134,9 +134,9 @@ def _with_ratios(shape: dict, ratios: dict[str, float], kernels: list[Shape], or
         places = [i for i, unit in enumerate(convs) if unit.ratio == kind]
         if not places or len(kernels[places[-1]]) != 4:
             continue
-        # The widest block says most about the ratio; half a channel more makes up for rounding down.
+        # The widest block determines the ratio best. Half a channel more makes up for rounding down.
         _, _, inputs, reduced = kernels[places[-1]]
-        if kind == "se":  # By the channels within the block, not those that leave it.
+        if kind == "se":  # Relative to the channels inside the block, not to its output.
             inputs //= DEPTHS[shape["depth"]][1]
         if inputs > 0:
             options[kind] += [r for r in (reduced / inputs, (reduced + 0.5) / inputs) if 0 < r <= 1]
@@ -150,18 +150,18 @@ def _unique(values: list[float]) -> list[float]:
 
 
 def understand(found: Found, shapes: dict[str, Shape], path: str) -> Architecture:
-    """Derives the architecture, and checks that every variable it needs is there and of its shape.
+    """Derives the architecture, and checks that every variable it needs exists and has the right shape.
 
     Args:
-      found: what a reader found.
-      shapes: key -> shape.
-      path: the checkpoint, for messages.
+      found: The result of a reader.
+      shapes: Key -> shape.
+      path: The checkpoint, for messages.
 
     Returns:
       The architecture.
 
     Raises:
-      UserError: where it is no network that this project can build.
+      UserError: This project cannot build the network.
     """
     kernels = [_shape(group, "kernel", shapes, path) for group in found.convs]
     encoders = matching_encoders(kernels)
@@ -211,12 +211,12 @@ def _check_biases(found: Found, convs: list[Unit], shapes: dict[str, Shape], pat
             raise UserError(f"{group.keys['bias']} in {path} does not fit its kernel; give another --source")
         if "bias" in group.keys and not unit.bias:
             raise UserError(
-                f"{group.keys['bias']} in {path} has no place: this convolution has no bias in SimCLR's networks"
+                f"{group.keys['bias']} in {path} has no place: this convolution has no bias in SimCLR networks"
             )
 
 
 def _no_match(found: Found, kernels: list[Shape], path: str) -> str:
-    """Says which architecture comes nearest and where it parts."""
+    """Describes the nearest architecture and the first difference from it."""
     candidates = [(encoder, _kernels(encoder, published_order)) for encoder in _candidates(kernels)]
     text = f"{path} has {len(kernels)} convolutions under {found.layout} names"
     if candidates:
@@ -249,7 +249,7 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
     if len(found.dense) != len(found.dense_norms):
         raise UserError(
             f"{path} has {len(found.dense)} dense layers, but {len(found.dense_norms)} batch norms in its projection "
-            "head; this project's have one each"
+            "head; each layer must have one of each"
         )
     width = inputs = feature_dim(encoder)
     for i, (dense, norm) in enumerate(zip(found.dense, found.dense_norms)):
@@ -257,19 +257,23 @@ def _head(found: Found, encoder: dict, shapes: dict[str, Shape], path: str) -> d
         last = "beta" not in norm.keys
         if "bias" in dense.keys:
             raise UserError(
-                f"{dense.keys['bias']} in {path} has no place: projection heads' dense layers have no bias here"
+                f"{dense.keys['bias']} in {path} has no place: dense layers of projection heads have no bias here"
             )
         if last != (i == len(found.dense) - 1) and last:
-            raise UserError(f"{norm.path} in {path} has no beta, which only a projection head's last layer lacks")
+            raise UserError(
+                f"{norm.path} in {path} has no beta, but only the last layer of a projection head may lack one"
+            )
         if len(kernel) != 2 or kernel[0] != inputs or (not last and kernel[1] != width):
             raise UserError(
                 f"{dense.keys['kernel']} in {path} is {list(kernel)}, not [{inputs}, {'any' if last else width}], "
-                "so this projection head has no place here"
+                "so this project cannot build the projection head"
             )
         _check_norm(norm, kernel[1:], shapes, path, center=not last)
         inputs = kernel[1]
     layers = len(found.dense)
-    if "beta" in found.dense_norms[-1].keys:  # Only hidden layers were kept; the published head has three in all.
+    if (
+        "beta" in found.dense_norms[-1].keys
+    ):  # The checkpoint keeps only hidden layers; the published head has three layers in all.
         return {"num_layers": max(3, layers + 1), "output_dim": 128, "used_layers": layers}
     return {"num_layers": layers, "output_dim": inputs, "used_layers": layers}
 
@@ -314,28 +318,23 @@ STEP_KEYS = [name + suffix for name in ("global_step", "step", "save_counter") f
 
 
 def bookkeeping(key: str) -> str | None:
-    """Returns the kind of a key that is no part of a network, None for others."""
+    """Returns the kind of a key that does not belong to a network, or None if it does."""
     return next((kind for kind, pattern in _BOOKKEEPING if pattern.search(key)), None)
 
 
-def natural(text: str) -> list:
-    """Sorts numbers in names by their value."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def read_names(shapes: dict[str, Shape], path: str, weights: str) -> Found | None:
-    """Reads TF1 and TF2 training checkpoints, whose names tell what a variable is.
+    """Reads TF1 and TF2 training checkpoints, whose names identify each variable.
 
     Args:
-      shapes: key -> shape.
-      path: the checkpoint, for messages.
+      shapes: Key -> shape.
+      path: The checkpoint, for messages.
       weights: "auto", "trained" or "ema".
 
     Returns:
-      What was found, None where nothing is named so.
+      The variables found, or None if no key has a name of these kinds.
 
     Raises:
-      UserError: where some are, and others cannot be placed.
+      UserError: Some keys have such names, but other keys have no place in a network.
     """
     for name, pattern, order in (("TF1", _TF1, _tf1_unit), ("TF2", _TF2, _tf2_unit)):
         matches = {
@@ -346,7 +345,7 @@ def read_names(shapes: dict[str, Shape], path: str, weights: str) -> Found | Non
         scopes = [m["scope"] for m in matches.values()]
         if "base_model" not in scopes and "resnet_model" not in scopes:
             raise UserError(
-                f"{path} has heads but no encoder (no base_model/ or resnet_model/ variables); give another"
+                f"{path} has heads but no encoder (no base_model/ or resnet_model/ variables); give another checkpoint"
             )
         ignored: dict[str, int] = {}
         strangers = []
@@ -361,7 +360,7 @@ def read_names(shapes: dict[str, Shape], path: str, weights: str) -> Found | Non
 
 
 def _slot(key: str, matches: dict) -> str:
-    """Optimizers keep their slots under a variable's own name."""
+    """Recognizes an optimizer's slot, which is stored under the name of its variable."""
     return "optimizer slots" if key.rsplit("/", 1)[0] in matches else ""
 
 
@@ -369,7 +368,7 @@ def _refuse(strangers: list[str], path: str) -> None:
     if strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise UserError(
-            f"{path} has variables without a place in a SimCLR network: {sorted(strangers)[0]}{more}; give another"
+            f"{path} has variables that a SimCLR network lacks: {sorted(strangers)[0]}{more}; give another checkpoint"
         )
 
 
@@ -378,7 +377,7 @@ def _sort(name: str, matches: dict, order, ignored: dict[str, int], path: str, w
     variants = {("ema" if "ema" in prefix else "trained"): prefix for prefix in reversed(prefixes)}
     if len(variants) < len(prefixes):
         raise UserError(
-            f"{path} has several networks ({', '.join(p or '(no prefix)' for p in prefixes)}); give another"
+            f"{path} has several networks ({', '.join(p or '(no prefix)' for p in prefixes)}); give another checkpoint"
         )
     wanted = "trained" if weights == "auto" and "trained" in variants else "ema" if weights == "auto" else weights
     if wanted not in variants:
@@ -436,10 +435,10 @@ def _has(matches: dict, prefix: str, word: str) -> bool:
 
 
 def _tf1_unit(scope: str, layer: str) -> tuple | None:
-    """The place of a layer among those of its scope, None for one that the published code does not make."""
+    """Returns a layer's place in its scope, or None if the published code makes no such layer."""
     if scope == "base_model":
         match = re.fullmatch(r"(?:conv2d|batch_normalization)(?:_(\d+))?", layer)
-        # Convolutions and batch norms count apart, and are told apart by their leaves.
+        # Convolutions and batch norms are numbered separately.
         return (layer.startswith("batch"), int(match[1] or 0)) if match else None
     if scope == "head_contrastive":
         match = re.fullmatch(r"n?l_(\d+)/(dense|batch_normalization)(?:_\d+)?", layer)
@@ -447,7 +446,7 @@ def _tf1_unit(scope: str, layer: str) -> tuple | None:
     return (0,) if re.fullmatch(r"linear_layer/dense(?:_\d+)?", layer) else None
 
 
-# Inside a layer that has several convolutions: selective kernels', and squeeze-and-excitation's.
+# The order inside a layer that has several convolutions: selective kernels and squeeze-and-excitation.
 _INNER = {
     "conv2d": 0,
     "conv2d_fixed_padding/conv2d": 0,

@@ -1,12 +1,11 @@
-"""Recognizing a network in a TF2 SavedModel, whose variables are named by their place in lists.
+"""Recognizes a network in a TF2 SavedModel, whose variables are named by their positions in lists.
 
-A SavedModel's keys are the shortest paths to its variables. For the published exports these are
-`trainable_variables_list/N` (all that was trained), and `model/resnet_model/variables/N` and
-`model/_projection_head/variables/N` for the rest: each layer's moving averages, and all variables of layers that were
-frozen. Both count in the order in which Keras tracked the layers, which differs from the order of creation: a
-ResNet-18's or 34's block tracks its shortcut last, a deeper net's first; a projection layer tracks its batch norm
-before its dense kernel. So for each architecture that the kernels allow the whole sequence of shapes is worked out, and
-must agree to the last.
+A SavedModel's keys are the shortest paths to its variables. In the published exports, trained variables are
+`trainable_variables_list/N`. The others (moving averages, and all variables of frozen layers) are
+`model/resnet_model/variables/N` and `model/_projection_head/variables/N`. Both lists follow the order in which Keras
+tracked the layers, which differs from the order of creation. A block of ResNet-18 or 34 tracks its shortcut last, a
+block of a deeper network first. A projection layer tracks its batch norm before its dense kernel. So the reader works
+out the whole sequence of shapes for each architecture that the kernels allow, and every shape must agree.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from simclr_tf.core.errors import UserError
 
 _TRAINED = re.compile(r"^trainable_variables(?:_list)?/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE$")
 _LISTED = re.compile(r"^(.*/)?(?:non_trainable_variables|variables)(?:_list)?/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE$")
-# Frozen up to: nothing, the stem, block group 1, .. 4.
+# The last frozen section: none (-1), the stem (0), or block group 1 to 4.
 _SECTIONS = range(-1, 5)
 
 
@@ -27,14 +26,14 @@ def read_lists(shapes: dict[str, Shape], path: str) -> Found | None:
     """Reads a SavedModel's variables.
 
     Args:
-      shapes: key -> shape.
-      path: the checkpoint, for messages.
+      shapes: Key -> shape.
+      path: The checkpoint, for messages.
 
     Returns:
-      What was found, None where nothing is named so.
+      The variables found, or None if no key has a name of this kind.
 
     Raises:
-      UserError: where it is so named, but no network fits.
+      UserError: The names are of this kind, but no network fits.
     """
     trained: dict[int, str] = {}
     listed: dict[str, dict[int, str]] = {"encoder": {}, "head": {}, "classifier": {}}
@@ -58,15 +57,15 @@ def read_lists(shapes: dict[str, Shape], path: str) -> Found | None:
         return None
     if strangers:
         raise UserError(
-            f"{path} has variables without a place in a SimCLR network, such as {sorted(strangers)[0]}; give another"
+            f"{path} has variables that a SimCLR network lacks, such as {sorted(strangers)[0]}; give another checkpoint"
         )
     sequences = {part: [keys[i] for i in sorted(keys)] for part, keys in listed.items()}
     found = _match([trained[i] for i in sorted(trained)], sequences, shapes)
     if found is None:
         raise UserError(
             f"{path} is a SavedModel of {len(trained)} trained and {len(shapes) - len(trained)} other variables whose "
-            "order and shapes are those of no SimCLR network that this project knows; give the training checkpoint it "
-            "was made from"
+            "order and shapes fit no SimCLR network that this project knows; give the training checkpoint it was made "
+            "from"
         )
     return found._replace(ignored=ignored)
 
@@ -95,7 +94,7 @@ def _match(trained: list[str], listed: dict[str, list[str]], shapes: dict[str, S
                 rest, listed["encoder"][: len(rest)], shapes
             ):
                 continue
-            # Whatever else is listed without a part of its own belongs to the heads.
+            # The rest of the encoder's list belongs to the heads.
             heads = _heads(
                 trained[count:], [*listed["encoder"][len(rest) :], *listed["head"]], listed["classifier"], shapes
             )
@@ -114,12 +113,12 @@ def _match(trained: list[str], listed: dict[str, list[str]], shapes: dict[str, S
 
 
 def _encoders(keys: list[str], shapes: dict[str, Shape]) -> list[dict]:
-    """The architectures that the kernels allow in the order of tracking."""
+    """Returns the architectures whose kernels, in the order of tracking, have these shapes."""
     return matching_encoders([shapes[key] for key in keys if len(shapes[key]) == 4], _tracked)
 
 
 def _tracked(units: list[Unit]) -> list[int]:
-    """Places of the units in the order in which Keras tracked them."""
+    """Returns the indices of the units in the order in which Keras tracked them."""
     basic = not any(unit.part == "branch" and unit.is_conv and unit.shape[0] == 1 for unit in units)
     parts = {"stem": 0, "shortcut": 2 if basic else 0, "branch": 1, "excite": 3}
     return sorted(range(len(units)), key=lambda i: (units[i].section, units[i].block, parts[units[i].part], i))
@@ -136,7 +135,7 @@ def _moving(unit: Unit) -> list[tuple[str, Shape]]:
 
 
 def _assign(wanted: list[tuple[Group, str, Shape]], keys: list[str], shapes: dict[str, Shape]) -> bool:
-    """Gives each wanted leaf its key; False where number or shapes disagree."""
+    """Gives each wanted leaf its key; returns False if the number or the shapes disagree."""
     if [shapes[key] for key in keys] != [shape for _, _, shape in wanted]:
         return False
     for (group, leaf, _), key in zip(wanted, keys):
@@ -147,7 +146,7 @@ def _assign(wanted: list[tuple[Group, str, Shape]], keys: list[str], shapes: dic
 def _heads(
     trained: list[str], moving: list[str], frozen_classifier: list[str], shapes: dict[str, Shape]
 ) -> tuple[list[Group], list[Group], Group | None] | None:
-    """Takes apart what follows the encoder: projection layers (gamma, beta, kernel; the last: no beta), classifier."""
+    """Splits the variables after the encoder: projection layers (gamma, beta unless last, kernel), then classifier."""
     trained = [*trained, *frozen_classifier]
     dense, norms, place = [], [], 0
     ranks = [len(shapes[key]) for key in trained]

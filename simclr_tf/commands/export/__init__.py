@@ -1,1 +1,1 @@
-"""Trained networks go out: SavedModels for TF Hub and TF Serving, TFLite and ONNX."""
+"""`--mode=export`: writes a trained network as SavedModels for TF Hub and TF Serving, TFLite, ONNX or safetensors."""

@@ -1,1 +1,1 @@
-"""`--mode=report`: one page that shows what runs did and what their networks know."""
+"""`--mode=report`: writes one page that shows how runs went and what their networks learned."""
