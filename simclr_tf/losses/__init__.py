@@ -1,4 +1,4 @@
-"""What a reader of the papers looks for first: NT-Xent (plain and tiled), cross-entropy, distillation.
+"""The papers' losses: NT-Xent (plain and tiled), cross-entropy and distillation.
 
-Imports `core` and `distribute`. Losses are per example; the training loop alone averages them.
+May import `core` and `distribute`. Every loss is per example; only the training loop averages.
 """

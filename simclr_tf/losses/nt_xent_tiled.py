@@ -1,8 +1,8 @@
-"""One side of NT-Xent without its matrix of similarities: tile by tile, with a running log-sum-exp.
+"""One direction of NT-Xent without its similarity matrix: tile by tile, with a running log-sum-exp.
 
-The forward pass keeps three numbers a query; the backward pass computes each tile's similarities again (as Milakov &
-Gimelshein 2018 and Dao et al. 2022 do for softmax and attention). Values and gradients are those of the whole matrix
-but for the order of summation.
+The forward pass keeps three numbers per query; the backward pass computes each tile's similarities again (as Milakov &
+Gimelshein 2018 do for softmax and Dao et al. 2022 for attention). Values and gradients differ from those of the whole
+matrix only in the order of summation.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 from simclr_tf.core.tf import tf
 
-# Stands for minus infinity where a candidate does not count; exp() of it is exactly 0 in every type, and differences of
-# two of them are numbers.
+# Similarity of a masked candidate. Its exp() is exactly 0 in every type, and unlike with minus infinity the difference
+# of two of them is a number.
 MASKED = -1e9
-# What one tile of similarities may take; a few of its size are alive at a time.
+# Size limit of one tile of similarities; a few tensors of this size are alive at a time.
 _TILE_BYTES = 2**23
 
 
 class Scores(NamedTuple):
-    """What a row of similarities boils down to, per query.
+    """Summary of each query's similarities.
 
     Attributes:
-      logsumexp: [B], of the similarities to all candidates that count.
-      best: [B] int32, number of the most similar candidate, the first of equals.
-      mean: [B], similarity averaged over the softmax; `logsumexp - mean` is the softmax's entropy in nats.
+      logsumexp: [B], the log-sum-exp of the similarities to all candidates that count.
+      best: [B] int32, the index of the most similar candidate; the first of equals.
+      mean: [B], the mean similarity under the softmax; `logsumexp - mean` is the softmax's entropy in nats.
     """
 
     logsumexp: tf.Tensor
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
 
 
 def tile_size(rows: int, candidates: int, itemsize: int) -> int:
-    """Returns how many candidates a tile has: a power of two of at least 64, of which `rows` fill a few MiB."""
+    """Returns the number of candidates per tile: a power of two, at least 64, that keeps a tile within 8 MiB if any."""
     limit = max(64, min(_TILE_BYTES // (rows * itemsize), candidates))
     return 2 ** (limit.bit_length() - 1)
 
@@ -48,45 +48,45 @@ def scores(
     details: bool = False,
     tile: int | None = None,
 ) -> Scores:
-    """Scores candidates by their scalar product with the query over the temperature.
+    """Scores candidates by their scalar products with each query, divided by the temperature.
 
     Args:
       queries: [B, D] float32 or float64, B known when traced.
       candidates: [C, D] of the same type, C known when traced.
-      temperature: divides the scalar products.
-      own: [B] int32, one candidate per query that does not count; None for none.
-      valid: only this many candidates, the first ones, count; None for all. Where none does, `logsumexp` is about -1e9.
-      details: whether `best` and `mean` are wanted; else they are 0.
-      tile: candidates of a tile; None for `tile_size`.
+      temperature: divisor of the scalar products.
+      own: [B] int32, the index of a candidate to leave out for each query; None leaves out none.
+      valid: number of candidates that count, the first ones; None for all. With 0, `logsumexp` is about -1e9.
+      details: whether to compute `best` and `mean`; otherwise both are 0.
+      tile: number of candidates per tile; None for `tile_size`.
 
     Returns:
-      The scores. Gradients flow through `logsumexp` only, into queries and candidates.
+      The scores. Gradients flow only through `logsumexp`, into queries and candidates.
     """
     rows, dim = queries.shape
     count = candidates.shape[0]
     tile = tile or tile_size(rows, count, queries.dtype.size)
     tiles = -(-count // tile)
     limit = tf.constant(count, tf.int32) if valid is None else tf.cast(valid, tf.int32)
-    # A tile that is whole, and of which all counts, needs no mask; which ones are is only known here without `valid`.
+    # Tiles need no mask when all are full and every candidate counts; `valid` may be known only when the step runs.
     bounded = valid is not None or count % tile != 0
-    low = tf.constant(MASKED, queries.dtype)
+    masked = tf.constant(MASKED, queries.dtype)
 
     def similarities(scaled: tf.Tensor, padded: tf.Tensor, i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns a tile of candidates, [tile, D], and of similarities, [B, tile]."""
+        """Returns tile i of the candidates, [tile, D], and its similarities, [B, tile]."""
         part = tf.slice(padded, [i * tile, 0], [tile, dim])
         logits = tf.matmul(scaled, part, transpose_b=True)
         columns = i * tile + tf.range(tile)
         if bounded:
-            logits = tf.where((columns < limit)[None], logits, low)
+            logits = tf.where((columns < limit)[None], logits, masked)
         if own is not None:
-            logits = tf.where(columns[None] == own[:, None], low, logits)
+            logits = tf.where(columns[None] == own[:, None], masked, logits)
         return part, logits
 
     def pad(values: tf.Tensor) -> tf.Tensor:
         return tf.pad(values, [[0, tiles * tile - count], [0, 0]]) if tiles * tile > count else values
 
     def loop(body, state):
-        # One tile at a time: several in flight would each take their memory.
+        # One tile at a time: parallel iterations would each hold a tile in memory.
         state = tf.while_loop(
             lambda i, *_: i < tiles,
             lambda i, *values: (i + 1, *body(i, *values)),
@@ -102,17 +102,19 @@ def scores(
         def body(i, highest, total, best, weighted):
             _, logits = similarities(scaled, padded, i)
             peak = tf.reduce_max(logits, axis=1)
+            # Sums are relative to the highest similarity so far, so that exp() cannot overflow.
             new = tf.maximum(highest, peak)
-            kept = tf.exp(highest - new)
+            rescale = tf.exp(highest - new)
             weights = tf.exp(logits - new[:, None])
             if details:
-                place = i * tile + tf.argmax(logits, axis=1, output_type=tf.int32)
-                best = tf.where(peak > highest, place, best)
-                weighted = weighted * kept + tf.reduce_sum(weights * logits, axis=1)
-            return new, total * kept + tf.reduce_sum(weights, axis=1), best, weighted
+                index = i * tile + tf.argmax(logits, axis=1, output_type=tf.int32)
+                best = tf.where(peak > highest, index, best)
+                weighted = weighted * rescale + tf.reduce_sum(weights * logits, axis=1)
+            return new, total * rescale + tf.reduce_sum(weights, axis=1), best, weighted
 
         zeros = tf.zeros([rows], queries.dtype)
-        state = (zeros + 2 * low, zeros, tf.zeros([rows], tf.int32), zeros)
+        # The running maximum starts below every similarity, `MASKED` included.
+        state = (zeros + 2 * masked, zeros, tf.zeros([rows], tf.int32), zeros)
         highest, total, best, weighted = loop(body, state)
         return Scores(highest + tf.math.log(total), best, weighted / total)
 
@@ -120,17 +122,18 @@ def scores(
         scaled, padded = queries / temperature, pad(candidates)
         weighted = upstream[:, None] * scaled
 
-        def body(i, towards_queries, towards_candidates):
+        def body(i, query_gradients, candidate_gradients):
             part, logits = similarities(scaled, padded, i)
             weights = tf.exp(logits - logsumexp[:, None])
-            towards_candidates = towards_candidates.write(i, tf.matmul(weights, weighted, transpose_a=True))
-            return towards_queries + tf.matmul(weights, part), towards_candidates
+            candidate_gradients = candidate_gradients.write(i, tf.matmul(weights, weighted, transpose_a=True))
+            return query_gradients + tf.matmul(weights, part), candidate_gradients
 
         tensors = tf.TensorArray(queries.dtype, size=tiles, element_shape=[tile, dim])
-        towards_queries, towards_candidates = loop(body, (tf.zeros_like(queries), tensors))
-        towards_candidates = tf.reshape(towards_candidates.stack(), [tiles * tile, dim])[:count]
-        return upstream[:, None] * towards_queries / temperature, towards_candidates
+        query_gradients, candidate_gradients = loop(body, (tf.zeros_like(queries), tensors))
+        candidate_gradients = tf.reshape(candidate_gradients.stack(), [tiles * tile, dim])[:count]
+        return upstream[:, None] * query_gradients / temperature, candidate_gradients
 
+    # TensorFlow's own gradient of the loop would keep every tile in memory.
     found = Scores(*map(tf.stop_gradient, forward(tf.stop_gradient(queries), tf.stop_gradient(candidates))))
 
     @tf.custom_gradient

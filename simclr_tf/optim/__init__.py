@@ -1,1 +1,4 @@
-"""Optimizers, learning rate schedules, and which variables are left out of decay and trust ratio."""
+"""Optimizers and the learning rate schedule.
+
+May import `core`. Optimizers are told which variables take no weight decay; they never look at names.
+"""

@@ -1,7 +1,7 @@
 """LARS, SGD with momentum, AdamW, and LAMB from tensorflow-addons.
 
-An optimizer is told its variables once (`build`), then applies gradients that are already summed over the replicas.
-Its rule is a pure function of one variable's values, so it is the same under every strategy.
+`build` gives an optimizer its variables; `apply` then takes gradients that are already summed over the replicas. The
+update rule is a pure function of one variable's values, so every strategy gives the same result.
 """
 
 from __future__ import annotations
@@ -13,52 +13,53 @@ from simclr_tf.core.tf import addons, tf
 
 
 def trust_ratio(weight_norm: tf.Tensor, update_norm: tf.Tensor, *, trust_coefficient: float) -> tf.Tensor:
-    """LARS's factor: trust_coefficient * |w| / |update|, and 1 where either norm is 0 (You et al. 2017)."""
+    """Returns LARS's factor: trust_coefficient * |w| / |update|, or 1 where either norm is 0 (You et al. 2017)."""
     usable = (weight_norm > 0) & (update_norm > 0)
+    # `tf.where` computes both branches: without the 1 this one would divide by 0.
     safe = tf.where(usable, update_norm, tf.ones_like(update_norm))
     return tf.where(usable, trust_coefficient * weight_norm / safe, tf.ones_like(weight_norm))
 
 
-def _check(owner: str, *, weight_decay: float, **shares: float) -> None:
-    for name, value in shares.items():
+def _check(owner: str, *, weight_decay: float, **fractions: float) -> None:
+    for name, value in fractions.items():
         checks.number(f"{owner}.{name}", value, least=0, most=1)
     checks.number(f"{owner}.weight_decay", weight_decay, least=0, most=10)
 
 
 class Optimizer(tf.Module):
-    """What the training loop needs of an optimizer. Subclasses name their slots and give the rule."""
+    """Base class of optimizers. Subclasses set `slot_names` and implement `rule`."""
 
     slot_names: tuple[str, ...] = ()
 
     def build(self, variables: Sequence[tf.Variable], excluded: set[int]) -> None:
-        """Creates the slots, zero at first. To be called inside the strategy's scope.
+        """Creates the slots, filled with zeros. Call it inside the strategy's scope.
 
         Args:
           variables: all trainable variables, in a fixed order.
-          excluded: `id()`s of those without weight decay and trust ratio.
+          excluded: `id()`s of the variables that take neither weight decay nor a trust ratio.
         """
         self._targets = list(variables)
         self._excluded = [id(variable) in excluded for variable in variables]
-        # Lists by position, so that a checkpoint's keys follow the model's order and not its names.
+        # Lists, so that a checkpoint's keys follow the order of the variables and not their names.
         self.slots = {
             name: [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False, name=name) for v in variables]
             for name in self.slot_names
         }
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates every variable, inside a replica's step.
+        """Updates every variable. Call it inside a replica's step.
 
         Args:
-          gradients: one per variable, equal on every replica.
+          gradients: one gradient per variable, equal on every replica.
           learning_rate: scalar.
-          step: scalar, from 0.
+          step: scalar, counted from 0.
         """
         rows = [
             (variable, excluded, tuple(self.slots[name][i] for name in self.slot_names))
             for i, (variable, excluded) in enumerate(zip(self._targets, self._excluded))
         ]
 
-        def one(variable, gradient, rate, count, excluded, *slots):
+        def update(variable, gradient, rate, count, excluded, *slots):
             dtype = variable.dtype
             value, new_slots = self.rule(
                 tf.convert_to_tensor(variable),
@@ -72,22 +73,23 @@ class Optimizer(tf.Module):
                 slot.assign(new_slot)
             variable.assign(value)
 
-        def everywhere(strategy, gradients, rate, count):
+        def update_all(strategy, gradients, rate, count):
             for (variable, excluded, slots), gradient in zip(rows, gradients):
-                strategy.extended.update(variable, one, args=(gradient, rate, count, excluded, *slots), group=False)
+                strategy.extended.update(variable, update, args=(gradient, rate, count, excluded, *slots), group=False)
 
+        # Mirrored variables may only be assigned in the cross-replica context.
         context = tf.distribute.get_replica_context()
-        context.merge_call(everywhere, args=(list(gradients), learning_rate, step))
+        context.merge_call(update_all, args=(list(gradients), learning_rate, step))
 
     def rule(self, value, gradient, slots, *, learning_rate, step, excluded):
-        """Returns the variable's new value and its new slots, from tensors of one type."""
+        """Returns a variable's new value and a tuple of its new slots; all tensors have the variable's type."""
         raise NotImplementedError
 
 
 class Lars(Optimizer):
     """v <- m v + lr * ratio * (g + wd w);  w <- w - v (You et al. 2017, in the published SimCLR's form).
 
-    Excluded variables get plain momentum. The ratio stays on when the decay is 0.
+    Excluded variables take plain momentum. The ratio stays on with a weight decay of 0.
     """
 
     slot_names = ("momentum",)
@@ -97,8 +99,8 @@ class Lars(Optimizer):
 
         Args:
           momentum: m, in [0, 1].
-          weight_decay: wd, of variables that are not excluded.
-          trust_coefficient: of the ratio.
+          weight_decay: wd, in [0, 10], for all but excluded variables.
+          trust_coefficient: factor of the trust ratio, in [0, 1].
         """
         super().__init__()
         _check(
@@ -129,8 +131,8 @@ class Sgd(Optimizer):
 
         Args:
           momentum: m, in [0, 1].
-          nesterov: look ahead along the velocity.
-          weight_decay: wd, of variables that are not excluded.
+          nesterov: whether to look ahead along the velocity.
+          weight_decay: wd, in [0, 10], for all but excluded variables.
         """
         super().__init__()
         _check("Sgd", momentum=momentum, weight_decay=weight_decay)
@@ -154,10 +156,10 @@ class AdamW(Optimizer):
         """Sets the constants.
 
         Args:
-          beta_1: decay rate of the gradient's average, in [0, 1].
-          beta_2: decay rate of the squared gradient's average, in [0, 1].
-          epsilon: added to the root of the latter.
-          weight_decay: of variables that are not excluded.
+          beta_1: decay rate of the gradient's moving average, in [0, 1].
+          beta_2: decay rate of the squared gradient's moving average, in [0, 1].
+          epsilon: constant added to the root of the squared gradient's average, in [0, 1].
+          weight_decay: weight decay, in [0, 10], for all but excluded variables.
         """
         super().__init__()
         _check(
@@ -182,22 +184,23 @@ class AdamW(Optimizer):
 
 
 class Lamb(Optimizer):
-    """LAMB (You et al. 2020), by tensorflow-addons' implementation; needs Python 3.9-3.11.
+    """LAMB (You et al. 2020), implemented by tensorflow-addons, which needs Python 3.9-3.11.
 
-    Excluded variables take neither decay nor ratio; since Addons chooses by name, two of its optimizers share the work.
+    Excluded variables take neither weight decay nor a trust ratio. Addons excludes variables by name, so two of its
+    optimizers share the work: one takes the excluded variables, the other all the rest.
     """
 
     def __init__(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 1e-4):
         """Sets the constants.
 
         Args:
-          beta_1: decay rate of the gradient's average, in [0, 1].
-          beta_2: decay rate of the squared gradient's average, in [0, 1].
-          epsilon: added to the root of the latter.
-          weight_decay: of variables that are not excluded.
+          beta_1: decay rate of the gradient's moving average, in [0, 1].
+          beta_2: decay rate of the squared gradient's moving average, in [0, 1].
+          epsilon: constant added to the root of the squared gradient's average, in [0, 1].
+          weight_decay: weight decay, in [0, 10], for all but excluded variables.
 
         Raises:
-          UserError: where tensorflow-addons is not installed.
+          UserError: if tensorflow-addons is not installed.
         """
         super().__init__()
         self._make = addons("the LAMB optimizer").optimizers.LAMB
@@ -226,7 +229,7 @@ class Lamb(Optimizer):
 
     @property
     def variables(self) -> tuple[tf.Variable, ...]:
-        """Slots, counters and constants; a `tf.Module` does not see those of Keras' optimizers."""
+        """All slots, counters and constants; `tf.Module` does not find those of Keras optimizers."""
         found = list(super().variables)
         for optimizer in (self.decayed, self.plain):
             found += optimizer.variables()
@@ -239,7 +242,7 @@ class Lamb(Optimizer):
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
         """See `Optimizer.apply`."""
-        # Addons' optimizers ask for the rate while they are traced, which is now; they cannot be handed a tensor.
+        # Addons' optimizers take a function, not a tensor, and call it while they are traced, which is now.
         self._rate = learning_rate
         by_variable = {id(v): g for v, g in zip(self._targets, gradients)}
         for optimizer, members in self._parts():

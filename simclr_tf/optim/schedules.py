@@ -16,7 +16,7 @@ _SCALINGS = {
 
 
 def train_steps(num_examples: int, epochs: float, global_batch_size: int) -> int:
-    """Returns the number of training steps for a number of epochs, as the published code counts: one more at last."""
+    """Returns the number of training steps in a number of epochs, with one extra step as in the published code."""
     return int(num_examples * epochs // global_batch_size) + 1
 
 
@@ -34,13 +34,13 @@ class WarmupCosine:
         """Describes the schedule.
 
         Args:
-          base_learning_rate: before scaling.
-          scaling: how the peak grows with the global batch: "none", "linear" (x batch / 256), "sqrt" (x sqrt(batch)).
-          warmup_epochs: length of the warm-up; or
-          warmup_fraction: its share of all epochs. Neither: no warm-up.
+          base_learning_rate: peak of the learning rate before scaling.
+          scaling: growth of the peak with the global batch: "none", "linear" (x batch / 256) or "sqrt" (x sqrt(batch)).
+          warmup_epochs: length of the warm-up in epochs. Without it and `warmup_fraction` there is no warm-up.
+          warmup_fraction: length of the warm-up as a share of all epochs, in [0, 1]; set only one of the two.
 
         Raises:
-          UserError: for values that make no schedule.
+          UserError: for a value out of range, or if both lengths are set.
         """
         checks.number("WarmupCosine.base_learning_rate", base_learning_rate, least=0)
         checks.choice("WarmupCosine.scaling", scaling, _SCALINGS)
@@ -54,13 +54,13 @@ class WarmupCosine:
         self.configured = False
 
     def configure(self, *, num_examples: int, epochs: float, global_batch_size: int, num_steps: int) -> None:
-        """Fixes the schedule to a run's length.
+        """Fits the schedule to a run's length.
 
         Args:
-          num_examples: of an epoch.
-          epochs: of the run.
+          num_examples: number of examples in an epoch.
+          epochs: number of epochs in the run.
           global_batch_size: images per step over all replicas.
-          num_steps: of the run; the rate reaches 0 with its last one.
+          num_steps: number of steps in the run; the rate reaches 0 at its end.
         """
         self._num_examples, self._global_batch_size = num_examples, global_batch_size
         self.peak = self._base * _SCALINGS[self._scaling](global_batch_size)
@@ -73,28 +73,30 @@ class WarmupCosine:
         return int(round(warmup_epochs * self._num_examples // self._global_batch_size))
 
     def shorter_until(self, step: int, *, epochs: float, num_steps: int) -> None:
-        """Tells that the run was to be shorter until a step; to be called in the order in which it was lengthened.
+        """Uses a shorter run's schedule before a step. Call it once for each time the run grew, in that order.
 
         Args:
-          step: from this one on, the schedule of the longer run holds.
-          epochs: of the shorter run.
-          num_steps: likewise.
+          step: first step of the longer schedule.
+          epochs: number of epochs in the shorter run.
+          num_steps: number of steps in the shorter run.
         """
         self._earlier.append((step, self._warmup_steps(epochs), num_steps))
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the learning rate of the update at `step` (int64, from 0), scalar float32."""
+        """Returns the learning rate at `step` (int64, counted from 0), scalar float32."""
         if not self.configured:
-            raise ValueError("configure() comes before the first call")
+            raise ValueError("call configure() before the schedule")
+        # float32 would round steps above 2^24.
         step = tf.cast(step, tf.float64)
         factor = _factor(step, self.warmup_steps, self.num_steps)
+        # Last first, so that the shortest schedule, which covers the first steps, is applied on top.
         for until, warmup_steps, num_steps in reversed(self._earlier):
             factor = tf.where(step < until, _factor(step, warmup_steps, num_steps), factor)
         return tf.cast(self.peak * factor, tf.float32)
 
 
 def _factor(step: tf.Tensor, warmup_steps: int, num_steps: int) -> tf.Tensor:
-    """Returns the share of the peak that a step has, float64."""
+    """Returns the learning rate at a step as a share of the peak, scalar float64."""
     warmup = step / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     cosine = 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
