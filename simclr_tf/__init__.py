@@ -8,16 +8,16 @@ import os
 
 __version__ = "0.1.0"
 
-# TensorFlow 2.16 and newer carry Keras 3, whose layers, checkpoints and distribution differ; tf-keras is Keras 2.
-# Older TensorFlow is Keras 2 already, and takes the variable for a wish to have the tf-keras package.
+# TensorFlow 2.16 and newer ship Keras 3, whose layers, checkpoints and distribution differ; tf-keras is Keras 2.
+# Older TensorFlow ships Keras 2; if the variable is set, it looks for the tf-keras package instead.
 if importlib.util.find_spec("tf_keras") is not None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 else:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)
-# TensorFlow's C++ start-up notes say nothing a user can act on. Errors still show; Python warnings are untouched.
+# Users cannot act on what TensorFlow's C++ code logs at startup. Errors and Python warnings still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-# A GPU's memory is taken as it is needed: reports and evaluations run beside a training.
+# Allocate GPU memory as it is needed, so that reports and evaluations can run beside a training run.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-# Of gs:// files TensorFlow fetches 64 MB for whatever is asked; records and tensors are read one by one, by offsets.
+# TensorFlow reads 64 MB ahead of every read from gs://. Records and tensors are small and read by their offsets.
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20))

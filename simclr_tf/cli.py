@@ -1,6 +1,6 @@
 """The command line: flags -> configuration -> strategy -> one of a table of operations.
 
-Nothing heavy is imported before the flags are known to make sense, so that `--help` and typing errors answer at once.
+Heavy imports wait until the flags make sense, so that `--help` and typing errors are answered at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from simclr_tf.settings.flags import (
 from simclr_tf.settings.modes import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
 from simclr_tf.workdir.networks import read_architecture
 
-# What a mode looks at or writes to where no --workdir is given.
+# The workdirs of modes that work without --workdir.
 _WITHOUT_WORKDIR = {
     "demo": "runs/demo",
     "embed": bundled.DEFAULT,
@@ -61,7 +61,7 @@ _WITHOUT_WORKDIR = {
 
 def _check_usage(argv: list[str]) -> Operation:
     if len(argv) > 1:
-        raise UsageError(f"what is {argv[1]!r} for? every value belongs to a flag, as in --mode=pretrain")
+        raise UsageError(f"{argv[1]!r} belongs to no flag; write every value as --FLAG=VALUE, such as --mode=pretrain")
     _refuse_windows_paths()
     mode = MODE.value
     if mode is None:
@@ -86,7 +86,7 @@ def _check_usage(argv: list[str]) -> Operation:
 
 
 def _refuse_windows_paths() -> None:
-    """Looks at every flag but the gin bindings, which `config` reads."""
+    """Refuses Windows paths in all flags but the gin bindings, which `gin_config` checks."""
     for flag in flags.FLAGS.flags_by_module_dict()["simclr_tf.settings.flags"]:
         for value in flag.value if isinstance(flag.value, list) else [flag.value]:
             if isinstance(value, str) and flag.name != GIN_PARAM.name:
@@ -94,13 +94,13 @@ def _refuse_windows_paths() -> None:
 
 
 def _resolve_embedded(operation: Operation) -> None:
-    """Puts folders in the place of networks that come with the package; nothing is ever written into them."""
+    """Replaces the names of bundled networks by their folders, into which no mode may write."""
     if bundled.is_embedded(WORKDIR.value):
-        lookers = [name for name, other in OPERATIONS.items() if "output" in other.takes + other.needs]
-        if MODE.value not in lookers:
+        readers = [name for name, other in OPERATIONS.items() if "output" in other.takes + other.needs]
+        if MODE.value not in readers:
             raise UsageError(
                 f"--workdir={WORKDIR.value} comes with the package, and --mode={MODE.value} writes into its workdir; "
-                f"only {', '.join(lookers)} can look at it (others start from it by --init_from or --teacher)"
+                f"only {', '.join(readers)} can read it (others start from it by --init_from or --teacher)"
             )
         if not OUTPUT.value:
             raise UsageError(
@@ -112,14 +112,14 @@ def _resolve_embedded(operation: Operation) -> None:
             wrong = next((sign for sign in "[\\" if sign in value), None)
             if wrong is not None:
                 raise UserError(
-                    f"--{flag}={value} has a {wrong} in it, and TensorFlow finds no checkpoint in such a folder again; "
-                    "give a folder without"
+                    f"--{flag}={value} contains {wrong}, and TensorFlow cannot find checkpoints in such a folder; "
+                    "give a folder without it"
                 )
             flags.FLAGS[flag].value = bundled.resolve(value, f"--{flag}")
 
 
 def _check_writable(workdir: str) -> None:
-    """Makes the workdir; fails before hours of work rather than after."""
+    """Creates the workdir and writes a file into it, so that a bad folder fails before hours of work, not after."""
     from simclr_tf.core.tf import tf
 
     probe = os.path.join(workdir, f".writable.{os.getpid()}")
@@ -136,7 +136,7 @@ def _check_writable(workdir: str) -> None:
 
 
 def _inherited(operation: Operation) -> list[str]:
-    """Bindings that follow from the run that is started from, imitated or looked at: its network and its data."""
+    """Returns bindings of the network and data of the run that this one starts from, imitates or examines."""
     from simclr_tf.core.tf import tf
     from simclr_tf.workdir import records
 
@@ -149,7 +149,7 @@ def _inherited(operation: Operation) -> list[str]:
         description = read_architecture(source, flag)
         sections["Data"] = dict(description["data"])
         if operation.kind in (Kind.TRAIN, Kind.PLAN):
-            # Which labels to use is a matter of the new run.
+            # The new run chooses its own labels.
             for name in ("label_fraction", "labels_per_class", "label_list", "subset_seed", "balance"):
                 sections["Data"].pop(name, None)
             sections["ResNet"] = description["network"]["encoder"]
@@ -164,7 +164,7 @@ def _inherited(operation: Operation) -> list[str]:
 
 
 def _shown_mode() -> str:
-    """The training mode whose recipe is shown: --stage, else where the recipe lies, else pretraining."""
+    """Returns the training mode whose recipe is shown: --stage, else the recipe's folder, else pretraining."""
     if STAGE.value is not None:
         if STAGE.value not in TRAINING_MODES:
             raise UsageError(f"--stage={STAGE.value} is unknown{suggest(STAGE.value, list(TRAINING_MODES))}")
@@ -192,7 +192,7 @@ def _run_sequence() -> None:
 
 
 def _run_plan(operation: Operation) -> None:
-    """Builds runs for machines elsewhere: the same configuration, with what a planner varies on top."""
+    """Builds runs for machines elsewhere: the user's configuration, plus the bindings that the planner varies."""
     from simclr_tf import configurables
     from simclr_tf.commands.plan import chips, compiler, plan
     from simclr_tf.settings import gin_config
@@ -202,15 +202,15 @@ def _run_plan(operation: Operation) -> None:
     wanted = OPERATIONS[shown]
     for flag in ("init_from", "teacher"):
         if flags.FLAGS[flag].value and flag not in wanted.takes + wanted.needs:
-            raise UsageError(f"--mode={MODE.value} of {shown} takes no --{flag}, as training takes none")
+            raise UsageError(f"--mode={MODE.value} of {shown} takes no --{flag}, because --mode={shown} takes none")
     if "teacher" in wanted.needs and not TEACHER.value:
         raise UsageError(f"--teacher is missing, which --mode={MODE.value} of {shown} needs: {described('teacher')}")
-    # TPUs compute in bfloat16 unless they are told otherwise; one for this machine takes what it is good at.
-    usual = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
+    # A plan is for TPUs, which compute in bfloat16 by default. An exported step follows this machine's default.
+    defaults = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
 
     def build(program, bindings: list[str]):
         gin_config.parse(
-            shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*usual, *_inherited(operation)]
+            shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*defaults, *_inherited(operation)]
         )
         context = RunContext(
             workdir=WORKDIR.value,
@@ -243,7 +243,7 @@ def _run_plan(operation: Operation) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    if sys.platform == "win32":  # Locks and signals are those of Unix.
+    if sys.platform == "win32":  # Locks and signals need Unix.
         raise UserError("simclr_tf does not run on Windows itself; use it in WSL 2 (`wsl --install`), which is Linux")
     operation = _check_usage(argv)
     if operation.kind is Kind.SEQUENCE:
@@ -262,16 +262,16 @@ def _run(argv: list[str]) -> None:
     parse = functools.partial(gin_config.parse, MODE.value, GIN_FILE.value, GIN_PARAM.value, shown=shown)
     parse(inherited=inherited)
     strategy = cluster.make_strategy(STRATEGY.value, tpu=TPU.value, virtual_devices=VIRTUAL_DEVICES.value)
-    # Sources are opened for it, which is too early before there is a strategy.
-    told = inherited_splits.settle(
+    # This opens the sources, which starts TensorFlow; the strategy has to come first.
+    notes = inherited_splits.settle(
         lambda bindings: parse(inherited=bindings),
         inherited,
         mode=shown or MODE.value,
         flag=next(f"--{flag}" for flag in ("init_from", "teacher", "workdir") if flags.FLAGS[flag].value),
         data_dir=DATA_DIR.value,
     )
-    looks_only = operation.leaves_workdir or bool(OUTPUT.value)
-    if not DRY_RUN.value and not looks_only and cluster.role(strategy).is_chief:
+    reads_only = operation.leaves_workdir or bool(OUTPUT.value)
+    if not DRY_RUN.value and not reads_only and cluster.role(strategy).is_chief:
         _check_writable(WORKDIR.value)
 
     context = RunContext(
@@ -284,12 +284,12 @@ def _run(argv: list[str]) -> None:
         output=OUTPUT.value,
         queries=tuple(QUERY.value),
         dry_run=DRY_RUN.value,
-        # Most of a recipe is of no interest to what only shows it.
+        # A mode that only shows a recipe leaves most bindings unread; that is no error of the user's.
         settings=Settings() if operation.shows_recipe else gin_config,
     )
     if flags.FLAGS["workdir"].using_default_value:
-        context.say(f"no --workdir was given: {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package, is taken")
-    for line in told:
+        context.say(f"no --workdir was given; using {_WITHOUT_WORKDIR[MODE.value]}, which comes with the package")
+    for line in notes:
         context.say(line)
     with cluster.lost_hosts_start_again(strategy):
         if operation.kind is Kind.TRAIN:
@@ -299,7 +299,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _guarded(run: Callable[[], None]) -> int:
-    """Runs, and turns what a user can put right into one clear line and an exit code."""
+    """Calls `run` and returns the exit code; prints an error that the user can fix as one line."""
     try:
         run()
         return 0
@@ -311,7 +311,7 @@ def _guarded(run: Callable[[], None]) -> int:
         print("simclr: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         return 130
     except Exception as error:
-        refused = _refused_by_the_machine(error)
+        refused = _machine_error(error)
         if refused is None:
             raise
         sys.stdout.flush()
@@ -319,11 +319,13 @@ def _guarded(run: Callable[[], None]) -> int:
         return refused.exit_code
 
 
-def _refused_by_the_machine(error: Exception) -> UserError | None:
-    """Tells of a path that this machine or user may not use, of too little memory, or of a bucket that is away for a
-    while; None for any other error.
+def _machine_error(error: Exception) -> UserError | None:
+    """Turns an error of the machine into one line: a forbidden path, too little memory, a bucket that is away.
+
+    Returns:
+      None for any other error.
     """
-    # By name: where TensorFlow itself cannot be imported, its errors cannot either.
+    # Compared by name, because this also runs where TensorFlow, and with it its errors, cannot be imported.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     unknown = "UnimplementedError" in kinds and "File system scheme" in str(error)
     if unknown or kinds & {"PermissionDeniedError", "PermissionError"}:
@@ -336,21 +338,21 @@ def _refused_by_the_machine(error: Exception) -> UserError | None:
             "docs/troubleshooting.md)"
         )
     if kinds & {"UnavailableError", "AbortedError", "DeadlineExceededError", "ResourceExhaustedError"}:
-        return StartAgain(f"what lies elsewhere does not answer ({first_line(error)}); give the same command again")
+        return StartAgain(f"a bucket or machine does not answer ({first_line(error)}); give the same command again")
     return None
 
 
 def _concerns_users(record: LogRecord) -> bool:
-    """Leaves out TensorFlow's advice for whoever wrote a function: several networks are several graphs."""
+    """Drops TensorFlow's warnings of retracing, which are for programmers: each network needs its own graph."""
     return "triggered tf.function retracing" not in record.getMessage()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line, the process's own unless `argv` is given (the program's name first), and exits."""
+    """Runs a command line and exits; `argv` starts with the program's name, and None means the process's own."""
     argv = sys.argv if argv is None else argv
-    # A graph is many objects that stay: to look for garbage among them as often as usual takes a tenth of the start.
+    # Graphs are many objects that stay; scanning them for garbage at Python's usual rate takes a tenth of the startup.
     gc.set_threshold(100_000)
-    # Until a run watches for itself there is nothing to save.
+    # Until a run installs its own handler, there is nothing to save.
     signal.signal(signal.SIGTERM, preemption.leave)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

@@ -1,6 +1,6 @@
 """The only list of what gin can bind.
 
-Everything is registered under the name that gin files use; called from Python, none of it looks at gin.
+Each class or function is registered under the name that gin files use. Called from Python, it ignores gin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from simclr_tf.stages.pretrain import Pretrain
 from simclr_tf.stages.supervised import Supervised
 from simclr_tf.training.train import Training
 
-# The name that gin files use -> what it stands for.
+# Name in gin files -> class or function.
 CONFIGURABLES = {
     "Data": Data,
     "Augment": Augment,

@@ -26,7 +26,7 @@ TINY = (*RUN, *SMALL)
 WRONG = [
     # Flags.
     ([], 2, "--mode is missing; choose one of pretrain, "),
-    (["pretrain"], 2, "what is 'pretrain' for? every value belongs to a flag"),
+    (["pretrain"], 2, "'pretrain' belongs to no flag; write every value as --FLAG=VALUE"),
     (["--mode"], 2, "mode"),
     (["--mode="], 2, "--mode= is unknown; choose one of pretrain"),
     (["--mode=pretrian", "--workdir={tmp}/w"], 2, "--mode=pretrian is unknown; did you mean pretrain?"),

@@ -435,5 +435,5 @@ def test_a_config_of_ones_own_is_not_written_over(tmp_path):
     own.write_text("train.steps = 3  # as last year\n")
     done = simclr("--mode=pretrain", f"--workdir={tmp_path}", f"--gin_file={own}", *TINY)
     assert done.code == 1
-    assert "config.gin is there, but no run" in done.err and "Traceback" not in done.err
+    assert "config.gin belongs to no run" in done.err and "Traceback" not in done.err
     assert own.read_text() == "train.steps = 3  # as last year\n"

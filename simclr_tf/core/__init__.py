@@ -1,4 +1,4 @@
-"""What every room stands on: errors, TensorFlow itself, files, text, random numbers, precision.
+"""What every room stands on: errors, checks, TensorFlow itself, files, text, random numbers, precision.
 
 Imports nothing from other rooms.
 """

@@ -1,4 +1,4 @@
-"""Checks of values that users give. Each refuses in one line: what is set, what was found, what it takes."""
+"""Checks of values that users give. Each refuses a bad one in one line: the setting, the value, what it takes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from simclr_tf.core.errors import UserError
 def whole(
     name: str, value: Any, *, least: int | None = 1, most: int | None = None, optional: bool = False, hint: str = ""
 ) -> None:
-    """Refuses what is not a whole number in a range; True and False are no numbers.
+    """Refuses everything but whole numbers in a range; True and False do not count as numbers.
 
     Args:
-      name: the setting, as users write it.
-      value: what was found.
-      least: smallest value; None for no bound.
-      most: largest value; None for no bound.
-      optional: whether None is fine, too.
-      hint: goes on with the advice, such as ", such as 8".
+      name: The setting, as users write it.
+      value: The value that was found.
+      least: The smallest value allowed; None for no bound.
+      most: The largest value allowed; None for no bound.
+      optional: Whether None is allowed, too.
+      hint: The rest of the advice, such as ", such as 8".
 
     Raises:
-      UserError: with the range, and `hint`.
+      UserError: with the range and `hint`.
     """
     if optional and value is None:
         return
@@ -34,17 +34,17 @@ def whole(
 
 
 def number(name: str, value: Any, *, optional: bool = False, hint: str = "", **bounds: float) -> None:
-    """Refuses what is not a finite number in a range; True and False are no numbers.
+    """Refuses everything but finite numbers in a range; True and False do not count as numbers.
 
     Args:
-      name: the setting, as users write it.
-      value: what was found.
-      optional: whether None is fine, too.
-      hint: goes on with the advice, such as ", such as 0.1".
-      **bounds: `least` or `above`, and `most` or `below`; the first of each pair belongs to the range.
+      name: The setting, as users write it.
+      value: The value that was found.
+      optional: Whether None is allowed, too.
+      hint: The rest of the advice, such as ", such as 0.1".
+      **bounds: `least` or `above`, and `most` or `below`; `least` and `most` themselves are allowed.
 
     Raises:
-      UserError: with the range, and `hint`.
+      UserError: with the range and `hint`.
     """
     if optional and value is None:
         return
@@ -54,14 +54,14 @@ def number(name: str, value: Any, *, optional: bool = False, hint: str = "", **b
 
 
 def choice(name: str, value: Any, known: Iterable[Any], *, hint: str = "") -> None:
-    """Refuses what is none of the values that are known."""
+    """Refuses everything but the known values."""
     known = list(known)
     if value not in known:
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(str, known))}{hint}")
 
 
 def switch(name: str, value: Any) -> None:
-    """Refuses what is neither True nor False."""
+    """Refuses everything but True and False."""
     if not isinstance(value, bool):
         _refuse(name, value, "True or False", False, "")
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors of file systems in one line."""
+"""Files that are written completely or not at all, and errors of file systems in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from simclr_tf.core.errors import StartAgain, UserError, first_line
 from simclr_tf.core.tf import tf
 
-# What a bucket answers, after TensorFlow's own retries, when it or the network is away for a while.
+# Errors of a bucket or network that is away for a while. TensorFlow has retried before it raises them.
 PASSING = (
     tf.errors.AbortedError,
     tf.errors.UnavailableError,
@@ -22,18 +22,18 @@ PASSING = (
 
 
 def refusal(path: str, error: Exception) -> type[UserError]:
-    """Returns what a failed write is to be raised as: `StartAgain` where a remote file system may be back soon."""
+    """Returns the exception class for a failed write: `StartAgain` where a remote file system may be back soon."""
     return StartAgain if is_passing(path, error) else UserError
 
 
 def is_passing(path: str, error: Exception) -> bool:
-    """Whether a remote file system failed in a way that may be over soon."""
+    """Whether a remote file system failed in a way that may pass soon."""
     return "://" in path and isinstance(error, PASSING)
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Tells what the file system refuses within it (a full disk, a lost bucket, no rights) in one line."""
+    """Turns an error of the file system inside the block (disk full, bucket lost, no rights) into one line."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -44,7 +44,7 @@ def writing(path: str) -> Iterator[None]:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a file aside and renames it, so that no reader and no crash ever sees half of it.
+    """Writes a file under another name and renames it, so that nobody ever reads half a file, even after a crash.
 
     Raises:
       UserError: where the file system refuses.
@@ -53,7 +53,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Writes any file as `write_text` does."""
+    """Writes bytes as `write_text` writes text."""
     aside = f"{path}.{os.getpid()}.tmp"
     with writing(path):
         try:
@@ -67,7 +67,7 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes a JSON file, readable by people; see `write_text`."""
+    """Writes an indented JSON file; see `write_text`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
@@ -78,13 +78,13 @@ def read_json(path: str) -> Any:
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """One line of strict JSON: a number that is not finite becomes null."""
+    """Returns one line of strict JSON, in which numbers that are not finite become null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(clean) + "\n"
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """Reads a file of JSON lines, without what a kill cut off; empty where there is no file."""
+    """Reads a file of JSON records with a `step`, skipping lines that a kill cut off; empty without a file."""
     if not tf.io.gfile.exists(path):
         return []
     with tf.io.gfile.GFile(path, "rb") as file:

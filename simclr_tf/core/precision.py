@@ -1,4 +1,4 @@
-"""In what type a network computes, and what this machine is quick at."""
+"""The number type that a network computes in, and the one that this machine computes fast."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 from simclr_tf.core import checks
 from simclr_tf.core.tf import tf
 
-# What Keras calls the precisions that a user names.
+# Precision -> Keras's name of it.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
 
 
 def resolve_precision(precision: str) -> str:
-    """Turns "auto" into what this machine computes fast, and checks the rest.
+    """Turns "auto" into the precision that this machine computes fast; checks any other name.
 
     bfloat16 is fast on TPUs, on GPUs from NVIDIA's Ampere on, and on CPUs with AVX512-BF16 or AMX where TensorFlow may
     use oneDNN.
@@ -44,7 +44,7 @@ def _has_bfloat16() -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """Returns what Linux says that this CPU can do; nothing elsewhere."""
+    """Returns the CPU features that Linux lists; empty on other systems."""
     try:
         with open("/proc/cpuinfo") as file:
             return set(next((line for line in file if line.startswith("flags")), "").split())

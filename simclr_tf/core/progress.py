@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Progress:
         """Starts reporting.
 
         Args:
-          title: what is going on.
-          total_steps: of the whole work, whatever was done before.
-          first_step: steps done before.
-          images_per_step: for images per second.
-          silent: reports nothing; for all but one of several processes.
+          title: The name of the work.
+          total_steps: The number of steps, including those done before.
+          first_step: The number of steps done before.
+          images_per_step: The number of images in a step, to report images per second.
+          silent: Whether to report nothing, as all but one of several processes should.
         """
         self._title, self._total, self._images_per_step = title, total_steps, images_per_step
         self._step = first_step
@@ -42,19 +42,19 @@ class Progress:
         )
 
     def update(self, steps: int, *, seconds: float, waiting_seconds: float = 0.0, loss: float | None = None) -> None:
-        """Adds steps.
+        """Adds steps and reports them.
 
         Args:
-          steps: how many were done.
-          seconds: how long they took.
-          waiting_seconds: of these, spent waiting for data.
-          loss: the last one.
+          steps: The number of steps done.
+          seconds: The time that they took.
+          waiting_seconds: The part of this time spent waiting for data.
+          loss: The last loss.
         """
         if self._silent:
             return
         self._step += steps
         rate = steps / max(seconds, 1e-9)
-        # The first call includes tracing and would spoil the average, so it only counts until there is another.
+        # The first call includes tracing, so the average starts anew at the first rate that is three times higher.
         self._rate = rate if self._rate is None or rate > 3 * self._rate else 0.8 * self._rate + 0.2 * rate
         parts = [f"{self._rate * self._images_per_step:,.0f} images/s"]
         if loss is not None:
@@ -72,5 +72,5 @@ class Progress:
             print(f"{self._title}: {self._step}/{self._total} steps, {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal's line."""
+        """Ends the bar and its line on the terminal."""
         self._bar.close()

@@ -14,23 +14,24 @@ import zlib
 from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 
+# The constants of Threefry-2x32.
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _ROUND_GROUPS = 5
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Refuses a seed that is no whole number of 64 bits.
+    """Refuses a seed that is not a signed whole number of 64 bits.
 
     Raises:
-      UserError: which calls it `name`.
+      UserError: calls the seed `name`.
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
         raise UserError(f"{name} is {seed!r}; use a whole number of at most 63 bits, such as 0")
 
 
 def stream(name: str) -> int:
-    """Returns a number for a named use of randomness, so that two uses never share their draws."""
+    """Returns the number of a named use of randomness, so that no two uses share their draws."""
     return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
@@ -41,7 +42,7 @@ def _rotate_left(x: tf.Tensor, distance: int) -> tf.Tensor:
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.uint32)] * 4, autograph=False)
 def _rounds(key_0, key_1, counter_0, counter_1) -> tuple[tf.Tensor, tf.Tensor]:
-    """`threefry` of vectors; as a function its 120 operations are traced once, and called from then on."""
+    """`threefry` of vectors; a `tf.function`, so that its 120 operations are traced only once."""
     parity = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key_0, key_1), tf.constant(_PARITY, tf.uint32))
     keys = (key_0, key_1, parity)
     x0, x1 = counter_0 + keys[0], counter_1 + keys[1]
@@ -58,8 +59,8 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tens
     """Threefry-2x32 with 20 rounds.
 
     Args:
-      key: two uint32 tensors.
-      counter: two uint32 tensors; all four broadcast together.
+      key: Two uint32 tensors.
+      counter: Two uint32 tensors; all four broadcast together.
 
     Returns:
       Two uint32 tensors of the broadcast shape.
@@ -98,7 +99,7 @@ def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
 
     Args:
       seed: [..., 2] int32.
-      data: integers that broadcast with `seed`'s leading dimensions.
+      data: Integers that broadcast with `seed`'s leading dimensions.
 
     Returns:
       [..., 2] int32.
@@ -107,9 +108,9 @@ def fold_in(seed: tf.Tensor, data: tf.Tensor | int) -> tf.Tensor:
 
 
 def stream_seed(run_seed: tf.Tensor | int, stream_id: int) -> tf.Tensor:
-    """Returns the seed of one use of randomness in a run, [2] int32; of plain numbers it is a constant in graphs."""
+    """Returns the seed of one use of randomness in a run, [2] int32; for an int `run_seed` a constant in graphs."""
     if isinstance(run_seed, int):
-        with tf.init_scope():  # A hundred operations less to trace and to run.
+        with tf.init_scope():  # Saves a hundred operations in the graph.
             return fold_in(_join(*_words(run_seed)), stream_id)
     return fold_in(_join(*_words(run_seed)), stream_id)
 
@@ -120,10 +121,10 @@ def example_seed(
     """Returns the seed of one use of randomness for one example at one step.
 
     Args:
-      run_seed: scalar integer, the run's seed.
-      stream_id: which use of randomness; see `stream`.
-      step: integers.
-      example: integers, the examples' numbers in their source; `step` and `example` broadcast.
+      run_seed: The run's seed, a scalar integer.
+      stream_id: The number of the use of randomness; see `stream`.
+      step: The training steps, integers.
+      example: The examples' numbers in their source, integers; `step` and `example` broadcast.
 
     Returns:
       [..., 2] int32.
@@ -136,9 +137,9 @@ def uniform(seed: tf.Tensor, count: int, low: float = 0.0, high: float = 1.0) ->
 
     Args:
       seed: [..., 2] int32.
-      count: how many numbers.
-      low: included.
-      high: excluded.
+      count: The number of draws for each seed.
+      low: The lower bound, included.
+      high: The upper bound, excluded.
 
     Returns:
       [..., count] float32 in [low, high), with 24 random bits each.
@@ -148,5 +149,6 @@ def uniform(seed: tf.Tensor, count: int, low: float = 0.0, high: float = 1.0) ->
     x0, x1 = threefry((key[0][..., None], key[1][..., None]), (counters, tf.zeros_like(counters)))
     shape = tf.concat([tf.shape(x0)[:-1], [2 * ((count + 1) // 2)]], axis=0)
     bits = tf.reshape(tf.stack([x0, x1], axis=-1), shape)[..., :count]
+    # float32 holds 24 bits exactly; more bits could round up to 1.
     unit = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
     return low + (high - low) * unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def magnitude(number: float) -> str:
-    """Formats a large number: 23.5M, 4.1G."""
+    """Formats a large number with a unit: 23.5M, 4.1G."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
@@ -12,7 +12,7 @@ def magnitude(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds as a person reads them: 42s, 5m10s, 3h25m."""
+    """Formats a number of seconds: 42s, 5m10s, 3h25m."""
     seconds = int(round(seconds))
     if seconds < 60:
         return f"{seconds}s"

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from simclr_tf.core.errors import UserError
 
-# What TensorFlow logs on import whatever the machine: as errors in 2.15, before its log level is read in 2.21.
+# Messages that TensorFlow logs at import on every machine: 2.15 as errors, 2.21 before it reads its log level.
 _NOISE = re.compile(
     r"Unable to register cu\w+ factory|TF-TRT Warning|All log messages before absl::InitializeLog|^I0000 |cuInit"
 )
@@ -23,11 +23,11 @@ _NOISE = re.compile(
 
 @contextlib.contextmanager
 def _without_import_noise() -> Iterator[None]:
-    """Holds back what C++ code writes to stderr, and passes on all that is not known noise."""
+    """Holds back what C++ code writes to stderr, then prints all of it but the known noise."""
     sys.stderr.flush()
     try:
         stderr = os.dup(2)
-    except OSError:  # No stderr to be quiet on.
+    except OSError:  # This process has no stderr.
         yield
         return
     with tempfile.TemporaryFile() as held:
@@ -51,7 +51,11 @@ with _without_import_noise():
 
 
 def _keras_two() -> ModuleType:
-    """Returns Keras 2 (TensorFlow's own up to 2.15, tf-keras from 2.16 on), or says why it cannot be had."""
+    """Returns Keras 2: TensorFlow's own up to 2.15, tf-keras from 2.16 on.
+
+    Raises:
+      UserError: where Keras 2 is missing, or Keras 3 was loaded first.
+    """
     major, minor = (int(part) for part in tf.__version__.split(".")[:2])
     if (major, minor) < (2, 16):
         return tf.keras
@@ -77,17 +81,17 @@ keras = _keras_two()
 
 
 def addons(purpose: str) -> ModuleType:
-    """Returns tensorflow_addons, for the few things that come from there.
+    """Returns tensorflow_addons, which few settings need.
 
     Args:
-      purpose: what needs it, for the message, such as "random cutout".
+      purpose: The feature that needs it, for the message, such as "random cutout".
 
     Raises:
       UserError: where Addons is not installed (it has no build for Python 3.12 and newer).
     """
     try:
         with warnings.catch_warnings():
-            # Addons announces its end of life, and versions it was not tested with, at every import.
+            # Every import of Addons warns of its end of life and of versions it was not tested with.
             warnings.simplefilter("ignore")
             return importlib.import_module("tensorflow_addons")
     except ImportError as error:

@@ -1,4 +1,4 @@
-r"""Paths as Windows spells them: recognised, and told as WSL spells them."""
+r"""Windows paths: recognized, and spelled as WSL spells them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from simclr_tf.core.errors import UserError, visible
 _KIND = r"(?:[a-z_]{2,}:)?"  # As in folder:C:\photos.
 _PATH = r"(?:[A-Za-z]:[\\/]|\\\\)"
 _WHOLE = re.compile(rf"({_KIND})({_PATH}.*)")
-# In a gin file the backslashes are read before anything is bound, so that C:\new is a line break by then.
+# Searched in gin's source text: gin's parser reads the backslash of 'C:\new' as a line break.
 _IN_TEXT = re.compile(rf"""(?:^|(?<=[\s'"=,(\[])){_KIND}{_PATH}[^'"#]*""")
 
 
 def in_wsl(path: str) -> str:
-    r"""Returns what WSL calls a path of Windows; of a share, with the command that makes it a folder.
+    r"""Returns WSL's spelling of a Windows path; for a network share, with the command that mounts it.
 
     >>> in_wsl(r"C:\Users\me\photos"), in_wsl("d:/")
     ('/mnt/c/Users/me/photos', '/mnt/d')
@@ -37,11 +37,11 @@ def in_wsl(path: str) -> str:
 
 
 def refuse(value: str | None, given_as: str) -> None:
-    """Raises a UserError where a value, with or without a kind as in `folder:PATH`, is a path of Windows.
+    """Raises a UserError for a Windows path, with or without a kind as in `folder:PATH`.
 
     Args:
-      value: what the user gave.
-      given_as: the flag or setting, for the message.
+      value: The value that the user gave.
+      given_as: The flag or setting, for the message.
     """
     shown = visible(value or "")
     match = _WHOLE.fullmatch(shown)
@@ -52,12 +52,12 @@ def refuse(value: str | None, given_as: str) -> None:
 
 
 def refuse_in_gin(text: str, where: str, *, is_file: bool) -> None:
-    """Raises a UserError for the first path of Windows in a gin file's text.
+    """Raises a UserError for the first Windows path in the text of a gin file or binding.
 
     Args:
-      text: as written, before backslashes mean anything.
-      where: the file, or the flag with its value.
-      is_file: which of the two.
+      text: The text as written, with backslashes not yet interpreted.
+      where: The file, or the flag with its value.
+      is_file: Whether `where` is a file.
     """
     for number, line in enumerate(text.splitlines(), start=1):
         match = _IN_TEXT.search(line.partition("#")[0])

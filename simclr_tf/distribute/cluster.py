@@ -1,4 +1,4 @@
-"""Devices and strategies. The only file that names TPU, GPU and multi-worker resolvers."""
+"""Devices and strategies. The only file that names the resolvers of TPUs and of several workers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 class Role(NamedTuple):
-    """What part this process has in its run.
+    """This process's part in its run.
 
     Attributes:
-      index: its number.
-      count: how many processes there are. A TPU pod is led by one process, whatever its number of hosts.
+      index: The process's number.
+      count: The number of processes. One process leads a TPU pod, whatever its number of hosts.
     """
 
     index: int
@@ -30,12 +30,12 @@ class Role(NamedTuple):
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what is to be written once."""
+        """Whether this process writes the files that only one process may write."""
         return self.index == 0
 
 
 def role(strategy: tf.distribute.Strategy) -> Role:
-    """Returns this process's part in a strategy that `make_strategy` made."""
+    """Returns this process's role under a strategy that `make_strategy` made."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return Role(0, 1)
     resolver = strategy.cluster_resolver
@@ -43,18 +43,18 @@ def role(strategy: tf.distribute.Strategy) -> Role:
 
 
 def may_lose_hosts(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the run depends on other processes, which may go away through nobody's fault."""
+    """Whether the run depends on other machines, which may go away through nobody's fault."""
     return role(strategy).count > 1 or isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def reads_elsewhere(strategy: tf.distribute.Strategy) -> bool:
-    """Whether input pipelines run in other processes, where none of this one's Python can be called."""
+    """Whether input pipelines run in other processes, which cannot call Python functions of this one."""
     if not isinstance(strategy, tf.distribute.TPUStrategy):
         return False
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).job not in (None, "localhost")
 
 
-# What TensorFlow raises when another process went away.
+# Errors that TensorFlow raises when another process went away.
 LOST_HOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -65,7 +65,7 @@ LOST_HOST = (
 
 @contextlib.contextmanager
 def lost_hosts_start_again(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Within it, what TensorFlow raises when another process went away becomes `StartAgain`."""
+    """Turns TensorFlow's errors about a process that went away into `StartAgain`, inside the block."""
     try:
         yield
     except LOST_HOST as error:
@@ -94,7 +94,7 @@ def _split_cpu(virtual_devices: int) -> None:
 
 
 def _tpu_address(name: str) -> str:
-    """What the resolver needs for --tpu: "local" becomes all hosts' addresses where the TPU has several."""
+    """Returns the resolver's argument for --tpu; "local" becomes the addresses of all hosts of a TPU with several."""
     if name != "local":
         return name
     workers = hosts.of_tpu_vm()
@@ -102,7 +102,7 @@ def _tpu_address(name: str) -> str:
         return name
     if workers.index:
         raise UserError(
-            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (says {workers.told_by}); "
+            f"this is host {workers.index} of {len(workers.addresses)} of a TPU (according to {workers.told_by}); "
             "start the run on host 0 only, which leads the others"
         )
     return ",".join(f"grpc://{address}" for address in workers.addresses)
@@ -127,8 +127,8 @@ def _mirrored(virtual_devices: int) -> tf.distribute.Strategy:
     if gpus and not virtual_devices:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
     cpus = tf.config.list_logical_devices("CPU")[: virtual_devices or None]
-    # Devices of one CPU share its memory: adding on one of them is quicker than the collectives meant for networks, and
-    # keeps a fixed order of summation.
+    # Devices of one CPU share its memory. Summing on one of them is faster than collectives made for networks, and it
+    # sums in a fixed order.
     return tf.distribute.MirroredStrategy(
         [cpu.name for cpu in cpus], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -148,12 +148,13 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
     count = len(workers.addresses)
     if count > 1:
         print(
-            f"worker {workers.index} of {count} (says {workers.told_by}); waiting for the others at "
+            f"worker {workers.index} of {count} (according to {workers.told_by}); waiting for the others at "
             f"{', '.join(workers.addresses)}",
             file=sys.stderr,
             flush=True,
         )
-    # A resolver that is not told of GPUs has none, and asking for logical ones would start TensorFlow too early.
+    # A resolver uses only the GPUs that it is told of. They are counted as physical devices, because listing logical
+    # ones would start TensorFlow too early.
     gpus = len(tf.config.list_physical_devices("GPU"))
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(workers.addresses)}),
@@ -179,7 +180,7 @@ def _multi_worker(workers: hosts.Workers) -> tf.distribute.Strategy:
 
 
 def _choose(tpu: str, virtual_devices: int) -> tuple[str, str]:
-    """What "auto" takes, and why."""
+    """Returns the strategy that "auto" stands for, and why."""
     gpus = len(tf.config.list_physical_devices("GPU"))
     if tpu:
         return "tpu", f"--tpu={tpu}"
@@ -204,17 +205,17 @@ def _why_no_gpu() -> str:
 
 
 def make_strategy(kind: str = "auto", *, tpu: str = "", virtual_devices: int = 0) -> tf.distribute.Strategy:
-    """Makes the strategy that all variables are created under, and says which one it is.
+    """Makes the strategy under which all variables are created, and prints which one it is.
 
     Args:
-      kind: one of `STRATEGIES`; "auto" takes the TPU when `tpu` is given, several workers when TF_CONFIG is set or srun
-        started several tasks, the machine's TPU, all GPUs or all virtual devices when there is more than one, else the
-        one device there is.
-      tpu: "local" on a TPU VM (host 0 of a TPU with several), or a TPU's name or grpc address.
-      virtual_devices: splits the CPU into so many devices, for trying distribution without hardware; 0 does not.
+      kind: One of `STRATEGIES`. "auto" takes the first that applies: the TPU `tpu`, several workers if TF_CONFIG is set
+        or srun started several tasks, all virtual devices, the machine's TPU, all GPUs if there are several, else the
+        machine's only device.
+      tpu: The name or grpc address of a TPU, or "local" on a TPU VM (on host 0 where the TPU has several).
+      virtual_devices: The number of devices to split the CPU into, to try distribution without hardware; 0 for none.
 
     Raises:
-      UserError: when what was asked for is not there, or contradicts itself.
+      UserError: where the devices asked for are missing, or the arguments contradict each other.
     """
     checks.choice("--strategy", kind, STRATEGIES)
     if tpu and kind not in ("auto", "tpu"):

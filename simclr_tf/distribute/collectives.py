@@ -1,8 +1,8 @@
-"""What replicas tell each other. The only file that talks to replica contexts.
+"""Exchange of tensors between replicas. The only file that talks to replica contexts.
 
 Every function works inside `strategy.run`, and outside any strategy, where there is one replica. Gradients flow through
-`all_mean` and `concat`: a replica receives the derivative of the *sum over replicas* of what they compute, which is the
-derivative of the whole step's loss when each replica's loss is its share of the global sum.
+`all_mean` and `concat`: a replica receives the derivative of the *sum over replicas* of what they compute. If each
+replica's loss is its share of the global sum, this is the derivative of the whole step's loss.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from simclr_tf.core.tf import tf
 
 
 class ReplicaProgram:
-    """Stands where a strategy is expected when a step of many replicas is traced here, but compiled for other machines.
+    """Stand-in strategy for tracing a step of many replicas that is compiled for other machines.
 
-    Inside `tracing` sums over replicas become XLA's all-reduce and a replica's number XLA's replica id, so that the
-    step is one program that each of the replicas runs. It can be lowered by XLA; it cannot be run here.
+    Inside `tracing`, sums over replicas become XLA's all-reduce, and a replica's number becomes XLA's replica id. The
+    step is then one program that each of the replicas runs. XLA can lower it, but this process cannot run it.
     """
 
     _tracing = threading.local()
@@ -29,22 +29,22 @@ class ReplicaProgram:
         """Describes the machines.
 
         Args:
-          num_replicas: how many replicas there would be.
-          unrolled: whether micro-batches are to be written out one by one, as they are for several replicas. Compilers
-            count the work of a loop once, however often it is gone through.
+          num_replicas: The number of replicas.
+          unrolled: Whether to write out micro-batches one by one, as for several replicas, instead of in a loop.
+            Compilers count the work of a loop only once, whatever its number of iterations.
         """
         self.num_replicas_in_sync, self.unrolled = num_replicas, unrolled
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Returns a scope for creating variables: plain ones, one replica's."""
+        """Returns a scope that creates plain variables, those of one replica."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Within it, this module speaks for one of the replicas."""
+        """Makes this module's functions act for one of the replicas, inside the block."""
         before = self.current()
         self._tracing.program = self
-        # Equal steps shall be equal programs, whatever was traced before.
+        # Keys start anew, so that equal steps give equal programs, whatever was traced before.
         self._sums = itertools.count(1)
         try:
             yield
@@ -57,7 +57,7 @@ class ReplicaProgram:
         return getattr(cls._tracing, "program", None)
 
     def sum(self, value: tf.Tensor) -> tf.Tensor:
-        """Sums a tensor over the replicas, by the one collective that TensorFlow hands to XLA."""
+        """Sums a tensor over the replicas, by the only collective that TensorFlow hands to XLA."""
 
         @tf.custom_gradient
         def summed(x):
@@ -70,20 +70,21 @@ class ReplicaProgram:
                 merge_op="Add",
                 final_op="Id",
             )
+            # Every replica's total depends on this replica's x, so their gradients add up.
             return total, self.sum
 
         return summed(value)
 
     def replica_id(self) -> tf.Tensor:
         """Returns this replica's number, scalar int32, known only when the program runs."""
-        # TensorFlow offers XLA's replica id under no public name.
+        # TensorFlow has no public name for XLA's replica id.
         from tensorflow.compiler.tf2xla.python import xla
 
         return xla.replica_id()
 
 
 def num_replicas() -> int:
-    """Returns how many replicas work in step."""
+    """Returns the number of replicas that work in step."""
     if ReplicaProgram.current() is not None:
         return ReplicaProgram.current().num_replicas_in_sync
     context = tf.distribute.get_replica_context()
@@ -91,7 +92,7 @@ def num_replicas() -> int:
 
 
 def may_loop() -> bool:
-    """Whether a loop of the graph may go through micro-batches: replicas cannot exchange numbers inside of one."""
+    """Whether a loop in the graph may run micro-batches; several replicas cannot exchange tensors inside a loop."""
     program = ReplicaProgram.current()
     return num_replicas() == 1 and not (program is not None and program.unrolled)
 
@@ -111,8 +112,8 @@ def _all_sum(values):
 
     @tf.custom_gradient
     def summed(*tensors):
-        # When traced, TensorFlow walks back from a sum to what went into it, for variables on the way, and through the
-        # other replicas' parts into all that they computed so far. It walks no further than a stopped gradient.
+        # While tracing, TensorFlow searches everything that went into a sum for variables, on all replicas, which takes
+        # long for sums late in the step. A stopped gradient ends the search.
         stopped = [tf.stop_gradient(tensor) for tensor in tensors]
         return context.all_reduce(tf.distribute.ReduceOp.SUM, stopped), lambda *upstream: _all_sum(list(upstream))
 
@@ -123,16 +124,16 @@ def all_sum(values: Any) -> Any:
     """Sums tensors over the replicas.
 
     Args:
-      values: a tensor or a (nested) list of tensors, of the same shapes on every replica.
+      values: A tensor or a (nested) list of tensors, of the same shapes on every replica.
 
     Returns:
-      The same structure; every replica has the sums.
+      The sums in the same structure, on every replica.
     """
     return _all_sum(values) if num_replicas() > 1 else values
 
 
 def all_mean(value: tf.Tensor) -> tf.Tensor:
-    """Averages a tensor over the replicas, which all receive the mean."""
+    """Averages a tensor over the replicas; all of them receive the mean."""
     replicas = num_replicas()
     return _all_sum(value) / tf.cast(replicas, value.dtype) if replicas > 1 else value
 
@@ -146,12 +147,12 @@ def _on_tpu() -> bool:
 def concat(value: tf.Tensor) -> tf.Tensor:
     """Concatenates the replicas' rows.
 
-    Each replica puts its rows into a zero tensor of the global shape and the tensors are summed. Adding zeros is exact,
-    a sum has a gradient under every strategy, and it is the one collective that all of them (XLA's included) offer.
-    Whole numbers travel in the type that the devices add: int32 on TPUs, int64 elsewhere.
+    Each replica puts its rows into a zero tensor of the global shape, and `_all_sum` adds these. Adding zeros is exact,
+    a sum has a gradient under every strategy, and it is the only collective that all of them, XLA included, offer.
+    Whole numbers travel in the type that the devices can add: int32 on TPUs, int64 elsewhere.
 
     Args:
-      value: [B, ...], of the same shape on every replica; whole numbers below 2^31.
+      value: A tensor [B, ...] of the same shape on every replica; whole numbers have to be below 2^31.
 
     Returns:
       [replicas * B, ...], in replica order, on every replica.
@@ -163,6 +164,6 @@ def concat(value: tf.Tensor) -> tf.Tensor:
     if value.dtype.is_integer and value.dtype != whole:
         return tf.cast(concat(tf.cast(value, whole)), value.dtype)
     mine = tf.reshape(tf.equal(tf.range(replicas), replica_id()), [replicas] + [1] * value.shape.rank)
-    # Chosen, not multiplied: nothing of a row that is not finite gets into the others.
+    # Selected, not multiplied by a mask: inf * 0 would put NaN into the other replicas' rows.
     placed = _all_sum(tf.where(mine, value[None], tf.zeros([], value.dtype)))
     return tf.reshape(placed, tf.concat([[replicas * tf.shape(value)[0]], tf.shape(value)[1:]], axis=0))

@@ -1,4 +1,4 @@
-"""Which machines work on this run, as their environment tells it: TF_CONFIG, SLURM, or a TPU VM's metadata.
+"""The machines of a run, read from the environment: TF_CONFIG, SLURM, or a TPU VM's metadata.
 
 Nothing here starts or touches a device.
 """
@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from simclr_tf.core.errors import UserError
 
+# The port of the servers on a TPU's hosts.
 _TPU_PORT = 8470
+# 15000 to 29999: below the ports that Linux gives to outgoing connections.
 _SLURM_FIRST_PORT, _SLURM_PORTS = 15000, 15000
 
 
@@ -23,9 +25,9 @@ class Workers(NamedTuple):
     """The processes of one run.
 
     Attributes:
-      addresses: host:port of each, in order; the first one is the chief.
-      index: which of them this process is.
-      told_by: where this was read.
+      addresses: The host:port of each process, in order; the first one is the chief.
+      index: The number of this process.
+      told_by: The name of what this was read from.
     """
 
     addresses: tuple[str, ...]
@@ -39,7 +41,7 @@ def from_tf_config(text: str) -> Workers:
     A job named "chief", where there is one, comes before the workers.
 
     Raises:
-      UserError: where it cannot be understood, or asks for what is not a worker.
+      UserError: where it cannot be understood, or names jobs other than chief and worker.
     """
     try:
         config = json.loads(text)
@@ -71,7 +73,7 @@ def expand_nodelist(text: str) -> list[str]:
     """Expands SLURM's short form of host names: "a[01-03,7],b" -> a01, a02, a03, a7, b.
 
     Raises:
-      UserError: where brackets or ranges make no sense.
+      UserError: where brackets or ranges are malformed.
     """
 
     def wrong() -> UserError:
@@ -104,7 +106,7 @@ def expand_nodelist(text: str) -> list[str]:
 
 
 def expand_tasks(text: str) -> list[int]:
-    """Expands SLURM's tasks of each node: "2(x3),1" -> 2, 2, 2, 1.
+    """Expands SLURM's short form of tasks per node: "2(x3),1" -> 2, 2, 2, 1.
 
     Raises:
       UserError: where it cannot be understood.
@@ -123,13 +125,13 @@ def in_slurm_step(environ: Mapping[str, str]) -> bool:
     try:
         several = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1) > 1
     except ValueError:
-        several = True  # from_slurm says what is wrong.
+        several = True  # from_slurm reports what is wrong.
     return started_by_srun(environ) and several
 
 
 def started_by_srun(environ: Mapping[str, str]) -> bool:
-    """Whether this process is a task of srun's."""
-    # A script of sbatch's or a shell of salloc's sees its job's number of tasks without being one of them.
+    """Whether srun started this process."""
+    # A script under sbatch or a shell under salloc sees the job's number of tasks, but is not one of them.
     alone = "SLURM_SUBMIT_DIR" in environ and not any(name.startswith("SLURM_STEP") for name in environ)
     return "SLURM_PROCID" in environ and not alone
 
@@ -137,10 +139,10 @@ def started_by_srun(environ: Mapping[str, str]) -> bool:
 def from_slurm(environ: Mapping[str, str]) -> Workers:
     """Reads what srun tells each of its tasks.
 
-    All tasks compute the same ports from the job's number, so that they need not talk to agree on them.
+    All tasks compute the same ports from the job's number, and so agree on them without communication.
 
     Raises:
-      UserError: where something is missing or does not fit together.
+      UserError: where variables are missing or contradict each other.
     """
 
     def value(*names: str) -> str:
@@ -169,8 +171,8 @@ def from_slurm(environ: Mapping[str, str]) -> Workers:
     node = next(number for number in range(len(tasks)) if rank < sum(tasks[: number + 1]))
     if environ.get("SLURM_NODEID", str(node)) != str(node):
         raise UserError(
-            f"SLURM runs task {rank} on node {environ['SLURM_NODEID']} of its step, not on {node}; tasks have to be "
-            "dealt out node by node: start the run by srun --distribution=block"
+            f"SLURM runs task {rank} on node {environ['SLURM_NODEID']} of its step, not on {node}; tasks have to "
+            "fill one node after the other: start the run by srun --distribution=block"
         )
     first = _SLURM_FIRST_PORT + job % _SLURM_PORTS
     addresses: list[str] = []
@@ -182,12 +184,12 @@ def from_slurm(environ: Mapping[str, str]) -> Workers:
 
 
 def _metadata(name: str, environ: Mapping[str, str]) -> str | None:
-    """Asks a Google Cloud machine for one of its attributes; None elsewhere."""
+    """Returns an attribute of this Google Cloud machine from its metadata server; None elsewhere."""
     host = environ.get("GCE_METADATA_HOST") or environ.get("GCE_METADATA_IP") or "metadata.google.internal"
     request = urllib.request.Request(
         f"http://{host}/computeMetadata/v1/instance/attributes/{name}", headers={"Metadata-Flavor": "Google"}
     )
-    # No proxy ever knows this machine's metadata.
+    # The metadata server answers only this machine itself, not a proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=5) as answer:
@@ -197,9 +199,9 @@ def _metadata(name: str, environ: Mapping[str, str]) -> str | None:
 
 
 def of_tpu_vm(environ: Mapping[str, str] = os.environ) -> Workers | None:
-    """Returns the hosts of the TPU that this machine belongs to, None where it is no TPU VM.
+    """Returns the hosts of the TPU that this machine belongs to; None on a machine that is not a TPU VM.
 
-    Taken from TPU_WORKER_HOSTNAMES and TPU_WORKER_ID where they are set (GKE), else from the machine's metadata.
+    Reads TPU_WORKER_HOSTNAMES and TPU_WORKER_ID where they are set (GKE), else the machine's metadata.
 
     Raises:
       UserError: where they cannot be understood.
@@ -209,7 +211,7 @@ def of_tpu_vm(environ: Mapping[str, str] = os.environ) -> Workers | None:
         told_by, hosts = "TPU_WORKER_HOSTNAMES", names.split(",")
         number = number or "0"
     else:
-        # "unknown:8470:10.0.0.2,unknown:8470:10.0.0.3"; older machines leave the port to be known.
+        # Such as "unknown:8470:10.0.0.2,unknown:8470:10.0.0.3"; older machines leave out the port.
         endpoints = _metadata("worker-network-endpoints", environ)
         if not endpoints:
             return None
@@ -217,5 +219,5 @@ def of_tpu_vm(environ: Mapping[str, str] = os.environ) -> Workers | None:
         number = _metadata("agent-worker-number", environ) or "0"
     hosts = [host.strip() for host in hosts]
     if not all(hosts) or not number.strip().isdigit() or int(number) >= len(hosts):
-        raise UserError(f"{told_by} gives {len(hosts)} TPU host(s), {hosts}, of which this is to be number {number!r}")
+        raise UserError(f"{told_by} gives {len(hosts)} TPU host(s), {hosts}, and says that this is number {number!r}")
     return Workers(tuple(f"{host}:{_TPU_PORT}" for host in hosts), int(number), told_by)

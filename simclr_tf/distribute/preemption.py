@@ -1,4 +1,4 @@
-"""SIGTERM: a machine that is to be taken away, or a time limit. The run saves and asks to be started again."""
+"""SIGTERM: the machine is about to go, or a time limit is over. The run saves and asks to be started again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from simclr_tf.core.errors import StartAgain
 
 
 def _main_thread() -> bool:
-    """Python lets only the main thread handle signals."""
+    """Whether this is the main thread, the only one in which Python may set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 def leave(signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-    """A signal handler for when there is nothing to save."""
+    """Handles a signal while there is nothing to save: raises `StartAgain`."""
     raise StartAgain(f"stopped by {signal.Signals(signum).name}; the same command goes on from what was saved last")
 
 
 @contextlib.contextmanager
 def fatal() -> Iterator[None]:
-    """Within it SIGTERM ends the process at once: for waits inside TensorFlow, in which no handler of Python's runs."""
+    """Lets SIGTERM end the process at once, inside the block: Python's handlers do not run while TensorFlow waits."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if _main_thread() else None
     try:
         yield
@@ -34,7 +34,7 @@ def fatal() -> Iterator[None]:
 
 
 class SigtermWatch:
-    """While it is entered, SIGTERM ends what runs; inside `finishing`, it only makes `asked` true."""
+    """Handles SIGTERM while it is entered: the signal ends the run, but inside `finishing` it only sets `asked`."""
 
     def __init__(self):
         self.asked = False
@@ -42,13 +42,13 @@ class SigtermWatch:
         self._before = None
 
     def __enter__(self) -> SigtermWatch:
-        """Takes over SIGTERM."""
+        """Installs the handler."""
         if _main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        """Gives it back."""
+        """Restores the handler from before."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -57,31 +57,25 @@ class SigtermWatch:
         if not self._deferred:
             leave(signum, frame)
 
-    def finishing(self) -> _Deferred:
-        """Within it a signal waits: whoever works looks at `asked`, finishes a step and saves."""
-        return _Deferred(self)
-
-
-class _Deferred:
-    def __init__(self, watch: SigtermWatch):
-        self._watch = watch
-
-    def __enter__(self) -> None:
-        self._watch._deferred = True
-
-    def __exit__(self, *exc_info) -> None:
-        self._watch._deferred = False
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Makes a signal wait, inside the block: the loop looks at `asked`, finishes its step and saves."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
 
 def call(command: list[str], environment: dict[str, str] | None = None) -> int:
-    """Runs a command like `subprocess.call`, and hands SIGTERM on to it instead of dying and leaving it alone.
+    """Runs a command like `subprocess.call`, but passes SIGTERM on to it instead of dying without it.
 
     Args:
-      command: program and arguments.
-      environment: of the command; None for this process's.
+      command: The program and its arguments.
+      environment: The command's environment; None for this process's.
 
     Returns:
-      Its exit code.
+      The command's exit code.
     """
     process = subprocess.Popen(command, env=environment)
     before = None

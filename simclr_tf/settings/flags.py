@@ -1,4 +1,4 @@
-"""The flags of the command line, and what --help says of them."""
+"""The flags of the command line, and the text of --help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simclr_tf.settings.modes import OPERATIONS
 MODE = flags.DEFINE_string("mode", None, "What to do: one of the modes above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, records and results. Local or remote.")
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of data sets; tfds: keeps its own there, folder: is relative to it."
+    "data_dir", None, "Folder of data sets. tfds: stores its data there; paths after folder: are relative to it."
 )
 INIT_FROM = flags.DEFINE_string(
     "init_from",
@@ -21,7 +21,9 @@ INIT_FROM = flags.DEFINE_string(
 )
 TEACHER = flags.DEFINE_string("teacher", None, "Workdir of a fine-tuned run, or a SavedModel, whose logits to imitate.")
 SOURCE = flags.DEFINE_string(
-    "source", None, "What to read: a published checkpoint (convert), folder:PATH or such (embed), vectors (neighbors)."
+    "source",
+    None,
+    "Published checkpoint (convert), images such as folder:PATH (embed) or vectors (neighbors) to read.",
 )
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -30,39 +32,41 @@ OUTPUT = flags.DEFINE_string(
     "(report).",
 )
 QUERY = flags.DEFINE_multi_string(
-    "query", [], "Image file, or a name in --source, to find neighbours of; may be repeated."
+    "query", [], "Image file, or a name in --source, whose neighbors to find; may be repeated."
 )
 STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 TPU = flags.DEFINE_string("tpu", "", "'local' on a TPU VM, or a TPU's name or grpc address.")
-VIRTUAL_DEVICES = flags.DEFINE_integer("virtual_devices", 0, "Split the CPU into so many devices, to try distribution.")
+VIRTUAL_DEVICES = flags.DEFINE_integer(
+    "virtual_devices", 0, "Split the CPU into this many devices, to try distribution."
+)
 GIN_FILE = flags.DEFINE_multi_string(
     "gin_file",
     [],
-    "Recipe or other gin file, on top of the mode's own; may be repeated (STAGE:FILE in all).",
+    "Recipe or other gin file, on top of the mode's own; may be repeated (STAGE:FILE with --mode=all).",
 )
 GIN_PARAM = flags.DEFINE_multi_string(
     "gin_param",
     [],
-    "One gin binding, such as EPOCHS=20; may be repeated (STAGE:BINDING in all).",
+    "One gin binding, such as EPOCHS=20; may be repeated (STAGE:BINDING with --mode=all).",
 )
 STAGE = flags.DEFINE_string(
-    "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe is meant."
+    "stage", None, "With --mode=preview, plan or export_step: the training mode whose recipe to use."
 )
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The TPU to plan for: v3-8, v4-32, v5e-16, or its grid as in v4:2x2x4; or several with commas."
+    "topology",
+    None,
+    "TPU to plan for, such as v3-8 or v5e-16, or its grid, such as v4:2x2x4; several separated by commas.",
 )
-PRICE = flags.DEFINE_float("price", None, "What one chip costs for an hour, for --mode=plan.")
+PRICE = flags.DEFINE_float("price", None, "Price of one chip for an hour, for --mode=plan.")
 SEARCH = flags.DEFINE_bool(
-    "search", None, "With --mode=plan: search the largest batch that fits (on unless --nosearch is given)."
+    "search", None, "With --mode=plan: search for the largest batch that fits (the default; --nosearch turns it off)."
 )
 PLAN_ENV = flags.DEFINE_string(
-    "plan_env", None, "Environment that has the TPU compiler; .venv-plan of the clone without."
+    "plan_env", None, "Python environment with the TPU compiler; by default .venv-plan in the clone."
 )
-MAKE_PLAN_ENV = flags.DEFINE_bool(
-    "make_plan_env", None, "Let --mode=plan install the TPU compiler where it is missing."
-)
-BATCHES = flags.DEFINE_integer("batches", None, "How many real batches --mode=export_step writes; 4 without.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, say what would be done, and stop.")
+MAKE_PLAN_ENV = flags.DEFINE_bool("make_plan_env", None, "Let --mode=plan install the TPU compiler if it is missing.")
+BATCHES = flags.DEFINE_integer("batches", None, "Number of real batches that --mode=export_step writes; 4 by default.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, report what would be done, and stop.")
 
 
 _COMMON_FLAGS = (
@@ -72,12 +76,12 @@ _COMMON_FLAGS = (
 
 
 def described(flag: str) -> str:
-    """A flag's help, without what absl adds to it."""
+    """Returns a flag's help text, without what absl adds to it."""
     return flags.FLAGS[flag].help.split(";\n")[0]
 
 
 def help_text(full: bool) -> str:
-    """What --help prints; with `full` every flag there is."""
+    """Returns what --help prints, with all flags if `full`."""
     modes = [f"  {mode:<12} {operation.summary}" for mode, operation in OPERATIONS.items()]
     if full:
         shown = ["All flags:", flags.FLAGS.get_help()]
@@ -99,10 +103,10 @@ def help_text(full: bool) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the flags of a command line, the program's name first; returns what belongs to none.
+    """Reads the flags of a command line that starts with the program's name; returns the arguments that are no flags.
 
     Raises:
-      UsageError: for what is no flag, or no value of one.
+      UsageError: for an unknown flag or a value that the flag does not take.
     """
     try:
         return flags.FLAGS(argv)
@@ -113,7 +117,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def suggest(word: str, known: list[str], prefix: str = "") -> str:
-    """The end of a message about an unknown word: the known one that was probably meant, else where all are."""
+    """Returns the end of a message about an unknown word: the known word that was meant, else where all are."""
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"

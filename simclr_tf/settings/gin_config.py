@@ -1,7 +1,7 @@
 """Gin files: found, parsed, checked and saved.
 
-gin's own parser reads each statement; what it means is settled here, so that every mistake is told with its file and
-line and with what was probably meant, and so that it is known whose binding each is. Only then is gin told.
+gin's own parser reads each statement. This module resolves names and checks values before it hands the bindings to gin,
+so that an error names file and line and what was probably meant. It also remembers where each binding comes from.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from simclr_tf.settings.gin_files import default_recipe, find, is_shipped, shipp
 
 CONFIG, OPERATIVE = "config.gin", "operative.gin"
 _INHERITED = "an earlier run"
-# gin's module of all that is registered here.
+# The gin module in which `register` registers everything.
 MODULE = "simclr"
 _MACRO, _REQUIRED = "macro", "gin.REQUIRED"
 
 
 class Binding(NamedTuple):
-    """A statement `SCOPE/CONFIGURABLE.PARAMETER = VALUE`; of a macro, `NAME = VALUE`, the configurable is "macro".
+    """A statement `SCOPE/CONFIGURABLE.PARAMETER = VALUE`, or a macro `NAME = VALUE`.
 
     Attributes:
-      scope: "" for none; of a macro, its name.
-      configurable: its name.
-      parameter: "value" of a macro.
-      value: as gin holds it.
-      where: "file:line", or the flag.
-      strict: whether it is an error when nothing reads it: of what the user wrote, not of what comes with the package.
+      scope: The scope, "" for none; a macro's name.
+      configurable: The configurable's name; "macro" for a macro.
+      parameter: The parameter's name; "value" for a macro.
+      value: The value as gin holds it.
+      where: The place of the statement, "file:line" or the flag.
+      strict: Whether it is an error when nothing reads the binding: True if the user wrote it, False in shipped files.
     """
 
     scope: str
@@ -54,23 +54,23 @@ class Binding(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As written in a gin file."""
+        """The left side of the statement, as in a gin file."""
         if self.configurable == _MACRO:
             return self.scope
         return f"{self.scope}/{self.configurable}.{self.parameter}".lstrip("/")
 
 
-# What gin files can name; see `register`.
+# Name in gin files -> class or function; see `register`.
 _configurables: dict[str, Callable[..., Any]] = {}
-# What `parse` has told gin; of equal names the last one, at its place.
+# Name -> binding, as `parse` handed it to gin. A later binding replaces an earlier one of the same name.
 _bindings: dict[str, Binding] = {}
-# Settings of what a later binding put something else in the place of, or None.
+# Bindings of replaced configurables, such as Lars's after train.make_optimizer = @Sgd; they may stay unread.
 _set_aside: set[str] = set()
 _mode = ""
 
 
 def register(configurables: Mapping[str, Callable[..., Any]]) -> None:
-    """Lets gin files bind configurables, by the names that they are given here."""
+    """Registers configurables, so that gin files can bind them by these names."""
     for name, configurable in configurables.items():
         gin.register(name, module=MODULE)(configurable)
     _configurables.update(configurables)
@@ -84,18 +84,18 @@ def parse(
     inherited: Sequence[str] = (),
     shown: str | None = None,
 ) -> None:
-    """Makes gin's configuration anew; later bindings win over earlier ones.
+    """Replaces gin's configuration; later bindings win over earlier ones.
 
     Args:
-      mode: its `stages/MODE.gin` comes first, then its default recipe unless `gin_files` are given.
-      gin_files: paths, or names of shipped files; after what is inherited.
-      gin_params: single bindings, last of all.
-      inherited: bindings that follow from an earlier run.
-      shown: a training mode that `mode` shows without training: its stage file and recipes are read, too, and `mode`
-        has the seed and the stage that training would have.
+      mode: The mode. Its `stages/MODE.gin` comes first, then its default recipe unless `gin_files` are given.
+      gin_files: Paths, or names of shipped files; read after `inherited`.
+      gin_params: Single bindings; read last.
+      inherited: Bindings that follow from an earlier run.
+      shown: The training mode that `mode` shows without training. Its stage file and recipes are read, too, and `mode`
+        gets the seed and the stage that training would have.
 
     Raises:
-      UserError: for anything that cannot be meant as written.
+      UserError: for anything that makes no sense as written.
     """
     global _mode
     _mode = mode
@@ -124,7 +124,7 @@ def parse(
                 _keep([_bindings[f"train.{name}"]._replace(configurable=mode, parameter=name, strict=False)])
     _check_macros()
     for name in [name for name, binding in _bindings.items() if _macro_name(binding.value) == _REQUIRED]:
-        del _bindings[name]  # Asked for by a stage, but a recipe sets the parameter itself.
+        del _bindings[name]  # The stage asks for this macro, but a recipe sets the parameters that used it.
     for binding in _bindings.values():
         _check_value(binding)
     gin.clear_config()
@@ -146,7 +146,7 @@ def _keep(bindings: Iterable[Binding]) -> None:
 
 
 def _configurables_of(binding: Binding) -> set[str]:
-    """The configurables that a value refers to."""
+    """Returns the names of the configurables that a value refers to."""
     return {reference.selector for reference in _references(binding.value) if _macro_name(reference) is None}
 
 
@@ -165,7 +165,7 @@ def _read(path: str, strict: bool, including: tuple[str, ...]) -> Iterator[Bindi
 
 
 def _shown(path: str) -> str:
-    """A shipped file's path is long and of no interest."""
+    """Returns a file's path for messages: short, as gin/NAME, if the file is a shipped one."""
     if not is_shipped(path):
         return path
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(shipped_folder()))
@@ -173,7 +173,7 @@ def _shown(path: str) -> str:
 
 
 class _Delegate(gin.config.ParserDelegate):
-    """Makes references, and says what was probably meant where there is nothing of that name."""
+    """Makes references; for an unknown name, suggests what was probably meant."""
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool):
         _check_configurable(scoped_selector.rpartition("/")[2], f"@{scoped_selector}")
@@ -181,7 +181,7 @@ class _Delegate(gin.config.ParserDelegate):
 
 
 def _statements(text: str, where: str, *, strict: bool, including: tuple[str, ...] | None) -> Iterator[Binding]:
-    """Yields the bindings of a file's text (`including` tells how it was reached) or of a single line (None)."""
+    """Yields the bindings of a file's text (`including` lists the files that led to it) or of a single line (None)."""
     windows_paths.refuse_in_gin(text, where, is_file=including is not None)
     parser = line = None
     try:
@@ -197,7 +197,7 @@ def _statements(text: str, where: str, *, strict: bool, including: tuple[str, ..
             elif isinstance(statement, config_parser.IncludeStatement):
                 yield from _included(statement.filename, place, strict, including or ())
             elif isinstance(statement, config_parser.ImportStatement):
-                raise UserError(f"{place} imports {statement.module}; take that out: all that can be bound is known")
+                raise UserError(f"{place} imports {statement.module}; remove that: everything is imported")
             else:
                 _check_configurable(statement.selector, statement.selector, place=place)
     except (SyntaxError, tokenize.TokenError) as error:
@@ -208,7 +208,7 @@ def _statements(text: str, where: str, *, strict: bool, including: tuple[str, ..
 
 
 class _Unknown(Exception):
-    """A reference to nothing. gin adds to the text of what is raised while it parses, so the problem is held aside."""
+    """A reference to an unknown name. gin lengthens the text of errors in its parser, but not `problem`."""
 
     def __init__(self, problem: str):
         super().__init__(problem)
@@ -216,7 +216,7 @@ class _Unknown(Exception):
 
 
 def _syntax(error: Exception, text: str, where: str, including: tuple[str, ...] | None) -> str:
-    """What is wrong with a statement that gin cannot read."""
+    """Returns the message about a statement that gin cannot read."""
     problem, location = (error.args + (None, None))[:2]
     number = (location[1] if isinstance(error, SyntaxError) else location[0]) if isinstance(location, tuple) else None
     lines = text.splitlines()
@@ -227,10 +227,10 @@ def _syntax(error: Exception, text: str, where: str, including: tuple[str, ...] 
     if equals and not value:
         problem, advice = f"{name} gets no value", f"write {name} = VALUE"
     elif equals and re.match(r"['\"]?[A-Za-z~/.]", value) and _reads(f"{name} = {value!r}"):
-        problem = f"{value} is no value"
+        problem = f"{value} is not a value"
         text_value = value.strip("'\"")
         quoted = f"{name}='{text_value}'"
-        in_a_shell = f'--gin_param="{quoted}" (the shell takes the outer ones away)'
+        in_a_shell = f'--gin_param="{quoted}" (the shell removes the outer quotes)'
         advice = f"put text in quotes: {in_a_shell if including is None else quoted}"
     elif not equals:
         advice = "write NAME = VALUE"
@@ -240,7 +240,7 @@ def _syntax(error: Exception, text: str, where: str, including: tuple[str, ...] 
 
 
 def _reads(statement: str) -> bool:
-    """Whether gin would understand a statement."""
+    """Whether gin can read a statement."""
     try:
         return config_parser.ConfigParser(statement, gin.config.ParserDelegate()).parse_statement() is not None
     except (SyntaxError, tokenize.TokenError):
@@ -250,7 +250,7 @@ def _reads(statement: str) -> bool:
 def _included(name: str, place: str, strict: bool, including: tuple[str, ...]) -> Iterator[Binding]:
     root = shipped_folder()
     shipped = bool(including) and is_shipped(including[-1])
-    # Shipped files include shipped ones, whatever lies in the folder that a user happens to be in.
+    # Shipped files include shipped files, even where the working directory has one of the same name.
     folders = [root] if shipped else [*([os.path.dirname(including[-1])] if including else []), "", root]
     path = find(name, folders=folders, asked_by=f"{place} includes {name!r}, which")
     yield from _read(path, strict and not is_shipped(path), including)
@@ -278,7 +278,7 @@ def _check_configurable(name: str, written: str, *, parameter: str | None = None
 
 
 def _meant(name: str, parameter: str | None) -> str:
-    """Guesses which configurable, or which of its parameters, was meant."""
+    """Suggests the configurable or the parameter that was probably meant."""
     everything = {name: parameter_types.parameters(target) for name, target in _configurables.items()}
     if name in everything:
         close = difflib.get_close_matches(parameter, everything[name], n=1)
@@ -303,7 +303,7 @@ def _meant(name: str, parameter: str | None) -> str:
 
 
 def _containing(word: str, known: Iterable[str]) -> list[str]:
-    """Names that a shortened or lengthened word may stand for."""
+    """Returns the known names of which a word is a shorter or longer form."""
     return [name for name in known if len(word) > 2 and (word.lower() in name.lower() or name.lower() in word.lower())]
 
 
@@ -312,13 +312,13 @@ def _references(value: Any) -> Iterator[Any]:
 
 
 def _macro_name(reference: Any) -> str | None:
-    """The name of a macro or constant that a reference stands for, None for any other reference."""
+    """Returns the name of the macro or constant that a reference stands for; None for any other reference."""
     text = repr(reference)
     return text[1:] if text.startswith("%") else None
 
 
 def _check_macros() -> None:
-    """Every macro that is used has a value, and none leads back to itself."""
+    """Checks that every macro in use has a value, and that none leads back to itself."""
     macros = {binding.scope: binding for binding in _bindings.values() if binding.configurable == _MACRO}
     used = {_macro_name(reference) for binding in _bindings.values() for reference in _references(binding.value)}
     missing = {}
@@ -351,7 +351,7 @@ def _check_macros() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value with macros replaced by what they stand for, and a reference told in words."""
+    """Returns a value with macros replaced by their values, and a gin reference by a `Reference`."""
     name = _macro_name(value) if isinstance(value, gin.config.ConfigurableReference) else None
     if name is not None:
         return _plain(_bindings[name].value)
@@ -361,7 +361,7 @@ def _plain(value: Any) -> Any:
 
 
 def _source(binding: Binding) -> Binding:
-    """The binding that a value comes from, where macros pass it on."""
+    """Returns the binding that a value comes from, followed through macros."""
     name = _macro_name(binding.value) if isinstance(binding.value, gin.config.ConfigurableReference) else None
     return binding if name is None else _source(_bindings[name])
 
@@ -383,23 +383,23 @@ def _check_value(binding: Binding) -> None:
 
 
 def bindings() -> list[Binding]:
-    """Returns all that `parse` has told gin."""
+    """Returns the bindings that `parse` handed to gin."""
     return list(_bindings.values())
 
 
 def bound_values(configurable: str) -> dict[str, Any]:
-    """Returns what is bound of a configurable, without a scope: parameter -> plain value."""
+    """Returns the bindings of a configurable outside of any scope: parameter -> plain value."""
     bound = [binding for binding in _bindings.values() if (binding.scope, binding.configurable) == ("", configurable)]
     return {binding.parameter: _plain(binding.value) for binding in bound}
 
 
 def is_inherited(name: str) -> bool:
-    """Whether a binding's value is that of an earlier run."""
+    """Whether a binding's value comes from an earlier run."""
     return name in _bindings and _bindings[name].where == _INHERITED
 
 
 def _operative() -> list[Binding]:
-    """What was used since `parse`, defaults of called configurables included."""
+    """Returns what was used since `parse`, with the defaults of the configurables that were called."""
     parser = config_parser.ConfigParser(gin.operative_config_str(), gin.config.ParserDelegate())
     statements = [s for s in iter(parser.parse_statement, None) if isinstance(s, config_parser.BindingStatement)]
     return [
@@ -411,7 +411,7 @@ def _operative() -> list[Binding]:
 
 
 def unread() -> list[Binding]:
-    """Returns the bindings that nothing has read since `parse`: misspelt scopes and macros, and parts not in use."""
+    """Returns the bindings that nothing has read since `parse`: misspelled scopes and macros, and parts not in use."""
     read: dict[tuple[str, str], set[str]] = {}
     for used in _operative():
         read.setdefault((used.configurable, used.parameter), set()).add(used.scope)
@@ -424,19 +424,19 @@ def _was_read(binding: Binding, read: dict[tuple[str, str], set[str]]) -> bool:
         return binding.scope in scopes
     same = [other for other in _bindings.values() if other[1:3] == binding[1:3]]
     rivals = {other.scope for other in same if len(other.scope) > len(binding.scope)}
-    # A call inside a scope takes the binding whose scope is the longest beginning of its own.
-    return any(_begins(binding.scope, scope) and not any(_begins(rival, scope) for rival in rivals) for scope in scopes)
+    # A call inside a scope takes the binding whose scope is the longest prefix of its own.
+    return any(_covers(binding.scope, scope) and not any(_covers(rival, scope) for rival in rivals) for scope in scopes)
 
 
-def _begins(scope: str, longer: str) -> bool:
+def _covers(scope: str, longer: str) -> bool:
     return not scope or scope == longer or longer.startswith(f"{scope}/")
 
 
 def check_read() -> None:
-    """To be called when everything is constructed.
+    """Checks that something has read each of the user's bindings. Call it once everything is constructed.
 
     Raises:
-      UserError: where a binding of the user's was read by nothing, naming each.
+      UserError: names the bindings that nothing has read.
     """
     lost = [binding for binding in unread() if binding.strict and binding.name not in _set_aside]
     if not lost:
@@ -449,18 +449,18 @@ def check_read() -> None:
 
 
 def values() -> dict[str, str]:
-    """Returns all that was used, defaults included: name -> value as text, macros replaced by what they stand for."""
+    """Returns all values in use, defaults included: name -> text, with macros replaced by their values."""
     return {used.name: repr(_source(used).value) for used in _operative() if used.configurable != _MACRO}
 
 
 def config_text() -> str:
-    """Returns the bindings that were read, as a gin file that makes the same run again."""
+    """Returns the bindings that were read, as a gin file that repeats the run."""
     lost = {binding.name for binding in unread()}
     return _text("was asked to do", [binding for name, binding in _bindings.items() if name not in lost])
 
 
 def operative_text() -> str:
-    """Returns all that was used, the defaults of every parameter included, as a gin file that does the same."""
+    """Returns all values in use, every default included, as a gin file that repeats the run."""
     settable = {name: parameter_types.parameters(target) for name, target in _configurables.items()}
     settable[_MACRO] = {"value": ""}
     return _text("did", [used for used in _operative() if used.parameter in settable[used.configurable]])
@@ -478,25 +478,23 @@ def _text(what: str, bindings: list[Binding]) -> str:
 
 
 def save(workdir: str, *, is_new: bool) -> None:
-    """Writes `config.gin`: what was asked for, as `config_text` tells it.
+    """Writes `config.gin`, what was asked for; see `config_text`.
 
     Args:
-      workdir: of the run.
-      is_new: whether no run was here before, so that what is there is the user's own.
+      workdir: The run's folder.
+      is_new: Whether no run was there before, so that a file of this name is the user's own.
 
     Raises:
-      UserError: rather than write over a file of the user's.
+      UserError: instead of overwriting a file of the user's.
     """
     path, text = os.path.join(workdir, CONFIG), config_text()
     if is_new and tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path) as file:
             if file.read() != text:
-                raise UserError(
-                    f"{path} is there, but no run; it would be written over: move it, or use a new --workdir"
-                )
+                raise UserError(f"{path} belongs to no run and would be overwritten; move it, or use a new --workdir")
     write_text(path, text)
 
 
 def save_operative(workdir: str) -> None:
-    """Writes `operative.gin`: what was used, as `operative_text` tells it."""
+    """Writes `operative.gin`, all values in use; see `operative_text`."""
     write_text(os.path.join(workdir, OPERATIVE), operative_text())

@@ -1,4 +1,4 @@
-"""Where gin files lie: the shipped ones, a user's own, and what a name on the command line means."""
+"""Where the shipped gin files lie, and which file a name on the command line or in an include means."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Installed, the files lie inside the package; in a clone, beside it. gin-config's own folder, which may lie there too,
-# has no stages.
+# In an installation the files lie inside the package, in a clone beside it. In site-packages, `gin` beside the package
+# is gin-config's own folder, which has no `stages`.
 _CANDIDATES = (os.path.join(_PACKAGE, "gin_files"), os.path.join(os.path.dirname(_PACKAGE), "gin"))
-# Until networks were given by files of their own, each had its own recipe, such as `imagenet_r101_2x`.
+# Earlier versions had a recipe for each network, such as `imagenet_r101_2x`.
 _OLD_NAME = re.compile(r"((?:.*/)?imagenet)_(r\d+(?:_\dx)?(?:_sk)?)(_memory|_self)?(\.gin)?")
 
 
@@ -21,7 +21,7 @@ def shipped_folder() -> str:
     """Returns the folder of the gin files that come with the package.
 
     Raises:
-      UserError: where they are missing, after a broken installation.
+      UserError: where they are missing because the installation is broken.
     """
     for folder in _CANDIDATES:
         if os.path.isdir(os.path.join(folder, "stages")):
@@ -30,7 +30,7 @@ def shipped_folder() -> str:
 
 
 def shipped_files() -> list[str]:
-    """Returns the names of all shipped gin files, relative to their folder, sorted."""
+    """Returns the sorted names of all shipped gin files, relative to their folder."""
     root = shipped_folder()
     return sorted(
         os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
@@ -41,7 +41,7 @@ def shipped_files() -> list[str]:
 
 
 def is_shipped(path: str) -> bool:
-    """Whether a path is one of the shipped files, however it is written."""
+    """Whether a path, however it is written, is one of the shipped files."""
     return os.path.realpath(path).startswith(os.path.realpath(shipped_folder()) + os.sep)
 
 
@@ -51,7 +51,7 @@ def stage_file(mode: str) -> str:
 
 
 def default_recipe(mode: str) -> str | None:
-    """Returns the path of what a mode does without --gin_file, `recipes/MODE/embedded_small.gin`; None without one."""
+    """Returns the path of a mode's recipe without --gin_file, `recipes/MODE/embedded_small.gin`, or None."""
     path = os.path.join(shipped_folder(), "recipes", mode, "embedded_small.gin")
     return path if os.path.isfile(path) else None
 
@@ -60,16 +60,16 @@ def find(name: str, *, folders: list[str], asked_by: str) -> str:
     """Finds a gin file.
 
     Args:
-      name: a path, or a shipped file's name; with or without ".gin".
-      folders: where a relative name is looked for, in this order; "" is the working directory.
-      asked_by: what names it, for the message.
+      name: A path or a shipped file's name, with or without ".gin".
+      folders: Folders to search for a relative name, in this order; "" is the working directory.
+      asked_by: The flag or include that names it, for the message.
 
     Raises:
-      UserError: where there is none, with the shipped names that are most like it.
+      UserError: where there is no such file; suggests the most similar shipped names.
     """
     names = [name] if name.endswith(".gin") else [name, f"{name}.gin"]
     candidates = [os.path.join(folder, candidate) for folder in folders for candidate in names]
-    # As one would write it in a clone, from anywhere.
+    # `gin/NAME`, as in a clone, works in every working directory.
     candidates += [os.path.join(shipped_folder(), name[4:]) for name in names if name.startswith("gin/")]
     for path in candidates:
         if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
@@ -81,7 +81,7 @@ def find(name: str, *, folders: list[str], asked_by: str) -> str:
 
 
 def _two_files(old: re.Match, asked_by: str) -> str:
-    """What to write for the old name of a recipe of one network."""
+    """Says what to write for the old name of a recipe of one network."""
     names = (f"{old[1]}{old[3] or ''}", f"models/{old[2]}")
     flag = asked_by.startswith("--gin_file")
     written = [f"--gin_file={name}" if flag else f"include '{name}.gin'" for name in names]
@@ -103,7 +103,7 @@ def _nearest(name: str) -> str:
     wanted = name[:-4] if name.endswith(".gin") else name
     wanted = wanted[4:] if wanted.startswith("gin/") else wanted
     known = [file[:-4] for file in shipped_files()]
-    # Whoever remembers the last part of a name alone should be helped as well.
+    # Users may remember only the last part of a name.
     lasts: dict[str, list[str]] = {}
     for file in known:
         lasts.setdefault(file.rsplit("/", 1)[-1], []).append(file)

@@ -1,4 +1,4 @@
-"""The modes of the command line: one row each of what it does, what it takes and how it treats its workdir."""
+"""The modes of the command line, a row each: what a mode does, which flags it takes, how it treats its workdir."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Kind(enum.Enum):
-    """What an operation does to its workdir, and whose recipe it reads."""
+    """How an operation treats its workdir, and whose recipe it reads."""
 
-    TRAIN = "writes a workdir of its own and goes on with what is there"
-    ASK = "asks something of the run in its workdir"
-    MAKE = "makes its workdir when all went well, and asks nothing of one before"
+    TRAIN = "writes its own workdir and continues the run that is there"
+    ASK = "examines the run in its workdir"
+    MAKE = "creates its workdir once all went well, and needs no earlier run"
     SHOW = "shows a training mode's recipe without training"
-    PLAN = "builds a training mode's run for machines elsewhere; see `simclr_tf.plan`"
-    COMPARE = "reads the runs in one or several workdirs, and leaves them as they are"
+    PLAN = "builds a training mode's run for machines elsewhere; see `simclr_tf.commands.plan`"
+    COMPARE = "reads the runs in one or several workdirs and changes none"
     SEQUENCE = "calls other operations, one after the other"
 
 
@@ -22,11 +22,11 @@ class Operation(NamedTuple):
     """A row of the table of modes.
 
     Attributes:
-      summary: one line for the help.
-      kind: how it treats its workdir.
-      configurable: what runs, by its gin name; empty for a sequence.
-      takes: flags about other runs and files that it may be given.
-      needs: the same that it must be given.
+      summary: One line for the help.
+      kind: The way in which it treats its workdir.
+      configurable: The gin name of what runs; empty for a sequence.
+      takes: Optional flags among `ABOUT_OTHERS`.
+      needs: Required flags among `ABOUT_OTHERS`.
     """
 
     summary: str
@@ -42,7 +42,7 @@ class Operation(NamedTuple):
 
     @property
     def leaves_workdir(self) -> bool:
-        """Whether it writes nothing into its workdir before all went well."""
+        """Whether it writes nothing into its workdir until all went well."""
         return self.kind in (Kind.COMPARE, Kind.MAKE) or "output" in self.needs
 
 
@@ -62,7 +62,7 @@ OPERATIONS = {
     "linear_eval": Operation(
         "train a linear classifier on the frozen encoder of --init_from", Kind.TRAIN, "train", ("init_from",)
     ),
-    "knn": Operation("classify by nearest neighbours with the encoder in --workdir", Kind.ASK, "knn"),
+    "knn": Operation("classify by nearest neighbors with the encoder in --workdir", Kind.ASK, "knn"),
     "eval": Operation("measure the classifier in --workdir on the whole evaluation split", Kind.ASK, "evaluate"),
     "convert": Operation(
         "turn the published checkpoint --source into a workdir", Kind.MAKE, "convert", needs=("source",)
@@ -80,23 +80,28 @@ OPERATIONS = {
         "draw training images as a recipe's network will see them", Kind.SHOW, "preview", ("init_from",)
     ),
     "plan": Operation(
-        "whether a recipe fits the TPU --topology, and about how long it takes there, without one",
+        "estimate, without a TPU, whether a recipe fits the TPU --topology and how long it takes",
         Kind.PLAN,
         "train",
         ("init_from", "teacher", "price", "search", "plan_env", "make_plan_env"),
         ("topology",),
     ),
     "export_step": Operation(
-        "write a recipe's training step as an XLA program that JAX runs alone",
+        "write a recipe's training step as an XLA program that JAX runs on its own",
         Kind.PLAN,
         "train",
         ("init_from", "teacher", "batches"),
     ),
     "report": Operation(
-        "one page about the run in --workdir, or several with commas", Kind.COMPARE, "report", ("output",)
+        "write one page about the run in --workdir, or several separated by commas",
+        Kind.COMPARE,
+        "report",
+        ("output",),
     ),
     "all": Operation("pretrain, fine-tune and distill, one after the other", Kind.SEQUENCE),
-    "demo": Operation("the whole story on the embedded images, in 10 to 25 minutes", Kind.SEQUENCE),
+    "demo": Operation(
+        "pretrain, fine-tune, distill and compare on the embedded images, in 10 to 25 minutes", Kind.SEQUENCE
+    ),
 }
 
 TRAINING_MODES = tuple(mode for mode, operation in OPERATIONS.items() if operation.kind is Kind.TRAIN)

@@ -1,4 +1,4 @@
-"""What a configurable's parameters take, read from its signature, so that a wrong value is told before it does harm."""
+"""Types of configurables' parameters, read from their signatures, so that a wrong value is reported early."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 _SCALARS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}
 _CONTAINERS = ("Sequence", "list", "tuple", "dict", "Mapping")
 _WORDS = {"int": "a whole number", "float": "a number", "str": "a string in quotes", "bool": "True or False"}
-# Filled in by whoever calls; no setting.
+# Arguments that the calling code passes; users cannot set them.
 _NOT_SETTINGS = ("self", "context", "dtype", "data_dir", "teacher", "online", "input_dim", "used_layers")
 
 
 class Reference(NamedTuple):
-    """A configurable that a value points to.
+    """A value that refers to a configurable.
 
     Attributes:
-      name: as gin files write it.
-      target: the class or function.
-      called: whether the value is what calling it returns, `@Name()`, or the configurable itself, `@Name`.
+      name: The configurable's name in gin files.
+      target: The class or function.
+      called: Whether the value is the result of a call, `@Name()`, or the configurable itself, `@Name`.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Reference(NamedTuple):
 
 
 def parameters(configurable: Callable[..., Any]) -> dict[str, str]:
-    """Returns the names and annotations of what can be set, in the signature's order."""
+    """Returns name -> annotation of the parameters that users can set, in the signature's order."""
     function = configurable.__init__ if inspect.isclass(configurable) else configurable
     return {
         name: parameter.annotation if isinstance(parameter.annotation, str) else ""
@@ -39,15 +39,15 @@ def parameters(configurable: Callable[..., Any]) -> dict[str, str]:
 
 
 def mismatch(annotation: str, value: Any, known: Mapping[str, Callable[..., Any]]) -> str | None:
-    """Says what a parameter takes where a value is not of that type.
+    """Describes what a parameter takes, if a value is not of that type.
 
     Args:
-      annotation: of the parameter, as written: "float | None", "Callable[..., ResNet]", "Data".
-      value: plain data, or a `Reference`.
-      known: all configurables by name, to give examples.
+      annotation: The parameter's annotation as written: "float | None", "Callable[..., ResNet]", "Data".
+      value: Plain data, or a `Reference`.
+      known: All configurables by name, to give examples.
 
     Returns:
-      None where the value is fine or the annotation says nothing; else what is taken, such as "a number or None".
+      None where the value fits or the annotation is empty; else what the parameter takes, such as "a number or None".
     """
     kinds = [kind.strip() for kind in re.split(r"\|(?![^\[]*\])", annotation) if kind.strip()]
     if not kinds or any(_fits(kind, value) for kind in kinds):
@@ -63,7 +63,7 @@ def _fits(kind: str, value: Any) -> bool:
         boolean = isinstance(value, bool)
         return isinstance(value, _SCALARS[kind]) and boolean == (kind == "bool")
     if kind.startswith(_CONTAINERS):
-        # What is inside, and whether one number will do for several, is the constructor's to say.
+        # The constructor checks the elements, and whether one number may stand for several.
         return not isinstance(value, (Reference, str))
     if not kind.isidentifier():
         return True

@@ -1,4 +1,4 @@
-"""Where and how a command runs: what the flags say, and what becomes of its settings."""
+"""Where and how a command runs: what the flags say, and how its settings are checked and saved."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from simclr_tf.distribute import cluster
 
 
 class Settings:
-    """What a command was configured with; this base class stands for calls from Python, which configure nothing.
+    """The settings of a command. These are for calls from Python, which have no configuration to check or save.
 
-    `simclr_tf.settings.gin_config` has the subclass for gin.
+    The module `simclr_tf.settings.gin_config` has functions of the same names for gin.
     """
 
     def check_read(self) -> None:
-        """Raises a UserError where nothing has read a setting; called when everything is constructed."""
+        """Raises a UserError for settings that nothing has read; called once everything is constructed."""
 
     def save(self, workdir: str, *, is_new: bool) -> None:
-        """Writes what was asked for, once the run owns its workdir; `is_new` where no run was there before."""
+        """Writes what was asked for, once the run owns its workdir; `is_new` says that no run was there before."""
 
     def save_operative(self, workdir: str) -> None:
         """Writes all values in use, after the first step."""
 
     def values(self) -> dict[str, str]:
-        """Returns all values in use, name -> text, defaults included."""
+        """Returns all values in use, defaults included: name -> text."""
         return {}
 
 
@@ -34,16 +34,16 @@ class RunContext(NamedTuple):
     """Where and how a command runs.
 
     Attributes:
-      workdir: folder of the run.
-      strategy: its devices.
-      data_dir: where data sets lie, or None.
-      init_from: workdir to take weights from, or None.
-      teacher: workdir or SavedModel to imitate, or None.
-      source: what to read, or None.
-      output: where to write, or None for a file or folder in the workdir.
-      queries: images to find neighbours of.
-      dry_run: build and report only.
-      settings: what was configured.
+      workdir: The run's folder.
+      strategy: The distribution strategy, which holds the devices.
+      data_dir: The folder of data sets, or None.
+      init_from: The workdir to take weights from, or None.
+      teacher: The workdir or SavedModel to imitate, or None.
+      source: The checkpoint, images or vectors to read, or None.
+      output: The file or folder to write; None for one in the workdir.
+      queries: Images whose neighbors to find.
+      dry_run: Whether to build and report only.
+      settings: The command's settings.
     """
 
     workdir: str
@@ -59,15 +59,15 @@ class RunContext(NamedTuple):
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the one process of the run that prints and writes."""
+        """Whether this process is the chief, the only one of the run that prints and writes."""
         return cluster.role(self.strategy).is_chief
 
     def remark(self, remarks: Iterable[str]) -> None:
-        """Prints a source's remarks, a line each; see `Source.remarks`."""
+        """Prints a source's remarks, one a line; see `Source.remarks`."""
         for line in remarks:
             self.say(f"  {line}")
 
     def say(self, text: str) -> None:
-        """Prints a line, in the one process of the run that does."""
+        """Prints a line, in the chief process only."""
         if self.is_chief:
             print(visible(text), flush=True)

@@ -99,7 +99,7 @@ def test_shipped_files_do_not_include_what_lies_about(tmp_path, monkeypatch):
 PARAMS = [
     ("EPOCHS", "sets nothing; write NAME=VALUE"),
     ("EPOCHS=", "EPOCHS gets no value"),
-    ("Data.source=folder:/x", "folder:/x is no value; put text in quotes: --gin_param=\"Data.source='folder:/x'\""),
+    ("Data.source=folder:/x", "folder:/x is not a value; put text in quotes: --gin_param=\"Data.source='folder:/x'\""),
     ("ResNet.stem=cifar", "put text in quotes: --gin_param=\"ResNet.stem='cifar'\""),
     ("ResNet.stem='cifar", "put text in quotes: --gin_param=\"ResNet.stem='cifar'\""),
     ("ResNet.depht=18", "ResNet has no parameter 'depht'; did you mean ResNet.depth?"),
@@ -150,7 +150,7 @@ FILES = [
     ("\ninclude 'models/r51.gin'\n", "mine.gin:2 includes 'models/r51.gin', which names no file", "models/r50"),
     ("include 'mine.gin'\n", "include each other in a circle", "mine.gin -> "),
     ("x = (1,\n", "mine.gin:", "'x = (1,'"),
-    ("ResNet.stem = 'cifar\n", "mine.gin:1: 'cifar is no value", "put text in quotes: ResNet.stem='cifar'"),
+    ("ResNet.stem = 'cifar\n", "mine.gin:1: 'cifar is not a value", "put text in quotes: ResNet.stem='cifar'"),
     ("\n\ntrain.make_optimizer = @Lras\n", "mine.gin:3: @Lras is unknown; did you mean Lars?", ""),
     ("a b/c.d = 1\n", "mine.gin:1: ", ""),
     ("ResNet.depth = 18 @\n", "mine.gin:1: ", ""),
