@@ -104,10 +104,10 @@ def test_hub_fine_tunes_it(exported):
 
 def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, tmp_path, capsys):
     assert export(workdir, layer="head_layer_1", formats=["tflite"]) == exported
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(UserError, match="same step with layer 'head_layer_1'"):
         export(workdir)
-    with pytest.raises(UserError, match="ends in 'final_avg_pool'; leave one of them out"):
+    with pytest.raises(UserError, match="ends in 'final_avg_pool'; leave one of the two out"):
         export(workdir, layer="head_layer_1", formats=["torch"])
     other = make_network()
     other.classifier.trainable_variables[0].assign_add(tf.ones_like(other.classifier.trainable_variables[0]))
@@ -119,7 +119,7 @@ def test_an_export_is_not_made_twice_nor_mixed_up(exported, workdir, tmp_path, c
     "settings, message",
     [
         ({"layer": "logits"}, "export.layer is 'logits'; choose one of"),
-        ({"formats": ["coreml"]}, "choose of tflite, onnx, torch"),
+        ({"formats": ["coreml"]}, "choose from tflite, onnx, torch"),
         ({"keep": 0}, "export.keep is 0"),
         ({"image_size": 2}, "export.image_size is 2"),
         ({"weights": "momentum"}, "trained without a memory"),
@@ -134,7 +134,7 @@ def test_settings_that_make_no_sense(workdir, tmp_path, settings, message):
 
 def test_what_others_wrote_is_not_taken_for_ours(workdir, tmp_path):
     (tmp_path / "feature_vector" / "7").mkdir(parents=True)
-    with pytest.raises(UserError, match="was not written by this verb"):
+    with pytest.raises(UserError, match="was not written by --mode=export"):
         export(workdir, output=str(tmp_path))
 
 

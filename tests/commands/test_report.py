@@ -138,9 +138,9 @@ def test_page_of_one_run(runs):
     result = json.loads((runs / "scratch" / "result.json").read_text())
     assert f"{100 * result['evaluation']['top_1']:.2f}%" in shown.text
     assert f"{result['encoder_parameters']:,}" in shown.text
-    for title in ("Loss", "Accuracy on training batches", "Learning rate", "Images per second", "Nearest neighbours",
+    for title in ("Loss", "Accuracy on training batches", "Learning rate", "Images per second", "Nearest neighbors",
                   "Waiting for data, share of the time", "Map of 24 images", "Confusion matrix", "Calibration",
-                  "Classes, the worst first", "Parameters and cost", "What training sees"):  # fmt: skip
+                  "Classes, worst first", "Parameters and cost", "What training sees"):  # fmt: skip
         assert title in shown.text, title
     assert "chance 10%" in shown.text
     assert "finished after 3 steps" in shown.text
@@ -176,7 +176,7 @@ def test_runs_are_compared(runs):
     text, out = report(f"{runs}/pretrain,{runs}/scratch")
     assert f"{runs}/pretrain/comparison.html" in out
     shown = Page(text)
-    differing = shown.text.split("What differs")[1].split("settings, in common")[0]
+    differing = shown.text.split("Different settings")[1].split("settings, in common")[0]
     assert "train.make_stage @Pretrain @Supervised" in differing
     assert "ResNet.width" not in differing
     assert re.search(r"last: [\d.]+ \(pretrain\), [\d.]+ \(scratch\)", shown.text)
@@ -225,7 +225,7 @@ def test_a_run_before_its_first_checkpoint(runs, tmp_path):
     for name in ("result.json", "metrics.jsonl", "throughput.jsonl"):
         (run / name).unlink()
     shown = Page(report(run)[0])
-    assert "begun; nothing recorded yet" in shown.text
+    assert "started; nothing recorded yet" in shown.text
     assert "There is no checkpoint yet" in shown.text
 
 
@@ -375,9 +375,9 @@ def test_confusion_matrix_shows_every_count():
 def test_what_cannot_be_a_run(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         find(f"{tmp_path}/none")
-    with pytest.raises(UserError, match="is no run's folder and has none in it"):
+    with pytest.raises(UserError, match="is not a run's folder and has none in it"):
         find(str(tmp_path))
-    with pytest.raises(UserError, match="is no run's folder and has none in it"):
+    with pytest.raises(UserError, match="is not a run's folder and has none in it"):
         find(f"{tmp_path},")
     (tmp_path / "architecture.json").write_text("{}")
     assert find(str(tmp_path)) == [str(tmp_path)]
@@ -389,7 +389,7 @@ def test_what_cannot_be_a_run(tmp_path):
 def test_broken_json_of_a_run_is_named(runs, tmp_path):
     run = shutil.copytree(runs / "scratch", tmp_path / "run")
     (run / "result.json").write_text('{"top')
-    with pytest.raises(UserError, match=r"result\.json is no JSON"):
+    with pytest.raises(UserError, match=r"result\.json is not JSON"):
         read(str(run), "run")
 
 

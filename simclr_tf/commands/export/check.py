@@ -1,4 +1,4 @@
-"""Reloads a SavedModel in a process of its own: `python -m simclr_tf.commands.export.check`."""
+"""Reloads a SavedModel in a fresh process: `python -m simclr_tf.commands.export.check`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from simclr_tf.core.errors import UserError
 
-# Relative: two programs for the same mathematics differ by rounding, far less than this.
+# The relative error allowed. Two programs for the same mathematics differ by rounding, which is far smaller.
 TOLERANCE = 1e-4
 _SIGNATURES = {"images": "serving_default", "image_bytes": "serving_bytes"}
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Norm of the difference over norm of what is expected."""
+    """Returns the norm of the difference over the norm of `expected`; infinity for other shapes or no finite values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape:
         return float("inf")
@@ -29,19 +29,19 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
 def compare(
     folder: str, images: np.ndarray, image_bytes: list[bytes], expected: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Lets a fresh process compute what a SavedModel says.
+    """Compares the outputs of a SavedModel, computed in a fresh process, with the expected ones.
 
     Args:
-      folder: of the SavedModel.
-      images: [B, H, W, 3] float32, for the call and for `serving_default`.
-      image_bytes: [B] encoded images, for `serving_bytes`.
-      expected: "call", "serving_default/NAME" and "serving_bytes/NAME" -> what each is to return.
+      folder: The folder of the SavedModel.
+      images: Images for the call and for `serving_default`, [B, H, W, 3] float32.
+      image_bytes: Encoded images for `serving_bytes`, [B].
+      expected: "call", "serving_default/NAME" and "serving_bytes/NAME" -> expected output.
 
     Returns:
       The relative errors, by the same names.
 
     Raises:
-      UserError: where it cannot be loaded or says something else.
+      UserError: The SavedModel cannot be loaded, or its outputs differ.
     """
     with tempfile.TemporaryDirectory() as temporary:
         task, answers = os.path.join(temporary, "task.npz"), os.path.join(temporary, "answers.npz")
@@ -50,7 +50,7 @@ def compare(
         environment = dict(os.environ)
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-        # This process may hold all accelerators; the comparison is with numbers from the CPU anyway.
+        # This process may hold all accelerators, and the expected outputs come from the CPU anyway.
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
         done = subprocess.run(
             [sys.executable, "-m", "simclr_tf.commands.export.check", folder, task, answers],
@@ -87,6 +87,7 @@ def _main(folder: str, task: str, answers: str) -> None:
         signature = _SIGNATURES[argument]
         for name, output in loaded.signatures[signature](**{argument: value}).items():
             outputs[f"{signature}/{name}"] = output
+    # Fails unless the asset moved along with the SavedModel.
     json.loads(tf.io.read_file(loaded.assets["export.json"].asset_path).numpy())
     np.savez(answers, **{name: output.numpy() for name, output in outputs.items()})
 

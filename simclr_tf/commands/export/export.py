@@ -1,4 +1,4 @@
-"""`--mode=export`: the network of a workdir as SavedModels, and on request as TFLite and ONNX."""
+"""`--mode=export`: writes the network of a workdir as SavedModels, and on request as TFLite, ONNX or safetensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from simclr_tf.workdir.networks import load_network
 
 _WEIGHTS = ("trained", "momentum")
 _SAMPLES = 4
-_LARGEST_FILE = 2**31  # Of protocol buffers and flatbuffers.
+_LARGEST_FILE = 2**31  # The limit of protocol buffers and flatbuffers, in bytes.
 _FILES = {**{name: file for name, (file, _) in formats.WRITERS.items()}, "torch": pytorch.FILE}
 
 
@@ -40,32 +40,34 @@ def run_export(
 ) -> dict[str, str]:
     """Exports the newest checkpoint of a run.
 
-    Writes `OUTPUT/feature_vector/STEP` and, where there is a classifier, `OUTPUT/classifier/STEP`; see `export.module`
-    for what they take and return. Each is loaded by a fresh process and compared on real images before it gets its
-    name.
+    Writes `OUTPUT/feature_vector/STEP` and, if there is a classifier, `OUTPUT/classifier/STEP`; `export.module`
+    describes their inputs and outputs. Before an export gets its name, a fresh process loads it and compares it with
+    the network on real images.
 
     Args:
-      context: its `workdir` is the run; its `output` the folder to write to, None for `export` in the workdir.
-      layer: which output is the feature vector: "final_avg_pool", "head_layer_1" .., or a map such as "block_group4".
-      formats: what to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's
+      context: The run's context. Its `workdir` is the run. Its `output` is the folder to write to, None for `export` in
+        the workdir.
+      layer: The output that is the feature vector: "final_avg_pool", "head_layer_1" .., or a map such as
+        "block_group4".
+      formats: The formats to write beside the SavedModels: "tflite", "onnx", or "torch" (a state dict for torchvision's
         ResNet).
-      image_size: of `serving_bytes`, TFLite and ONNX, in pixels; None takes the run's.
-      keep: how many versions of each to keep; ones of fewer steps that this verb wrote are deleted.
+      image_size: The side of the images for `serving_bytes`, TFLite and ONNX, in pixels; None takes the run's.
+      keep: The number of versions of each kind to keep; older versions that this mode wrote are deleted.
       weights: "trained", or "momentum" for the momentum network of a run with a memory (features only).
 
     Returns:
       "feature_vector" and "classifier" -> folder.
 
     Raises:
-      UserError: where it cannot be done; nothing is left behind then.
+      UserError: The network cannot be exported. No unfinished files are left.
     """
     wanted = list(formats)
     _check_settings(wanted, image_size, keep, weights)
     network, description, path = load_network(context.workdir, momentum=weights == "momentum")
     if "torch" in wanted and layer != "final_avg_pool":
         raise UserError(
-            f"export.layer is {layer!r}, and torchvision's ResNet, for which export.formats has 'torch', ends in "
-            "'final_avg_pool'; leave one of them out"
+            f"export.layer is {layer!r}, but export.formats has 'torch', and torchvision's ResNet ends in "
+            "'final_avg_pool'; leave one of the two out"
         )
     if "torch" in wanted:
         pytorch.state_dict(network, classifier=network.classifier is not None)
@@ -87,25 +89,21 @@ def run_export(
         parent = os.path.join(output, kind)
         final = os.path.join(parent, str(step))
         if _is_done(final, details[kind], wanted):
-            print(f"export: {final} is there already")
+            print(f"export: {final} already exists")
         else:
             _export_one(network, kind, layer, details[kind], wanted, parent, step)
         finished[kind] = final
         for old in versions.prune(parent, step, keep):
             print(f"  deleted {old}, an older version")
     if CLASSIFIER not in kinds:
-        print(
-            "  no classifier: the run has none"
-            if weights == "trained"
-            else "  no classifier: the momentum network has none"
-        )
+        print(f"  no classifier: the {'run' if weights == 'trained' else 'momentum network'} has none")
     return finished
 
 
 def _check_settings(wanted: list[str], image_size: int | None, keep: int, weights: str) -> None:
     for name in wanted:
         if name not in _FILES:
-            raise UserError(f"export.formats has {name!r}; choose of {', '.join(_FILES)}")
+            raise UserError(f"export.formats has {name!r}; choose from {', '.join(_FILES)}")
     checks.whole("export.image_size", image_size, least=8, optional=True, hint=", in pixels")
     checks.whole("export.keep", keep)
     checks.choice("export.weights", weights, _WEIGHTS)
@@ -116,7 +114,7 @@ def _check_size(wanted: list[str], num_parameters: int) -> None:
     limited = [name for name in wanted if name in formats.WRITERS]
     if limited and 4 * num_parameters >= _LARGEST_FILE:
         raise UserError(
-            f"export.formats has {limited[0]!r}, a format of files below 2 GiB, and the network's weights take "
+            f"export.formats has {limited[0]!r}, whose files must be below 2 GiB, but the network's weights take "
             f"{4 * num_parameters / 2**30:.1f} GiB; leave it out: SavedModels have no such limit"
         )
 
@@ -154,12 +152,12 @@ def _details(
 
 
 def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
-    """Whether this very version is there; raises where another is."""
+    """Returns whether this same version exists; raises an error if a different one does."""
     if not tf.io.gfile.exists(final):
         return False
     found = versions.read_details(final, os.path.join("assets", DETAILS))
     if found is None or not tf.io.gfile.exists(os.path.join(final, versions.MARKER)):
-        raise UserError(f"{final} exists and was not written by this verb; give another --output, or move it away")
+        raise UserError(f"{final} exists and was not written by --mode=export; give another --output, or move it away")
     same = ("kind", "step", "layer", "network", "image_size", "weights", "class_names", "bit_depth")
     missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, _FILES[name]))]
     unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
@@ -174,7 +172,7 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
 
 
 def _samples(size: int) -> tuple[np.ndarray, list[bytes]]:
-    """Real images: encoded, and as evaluation prepares them, [B, size, size, 3]."""
+    """Returns real images: preprocessed as for evaluation, [B, size, size, 3], and encoded."""
     pixels = open_source("embedded:cifar10_mini", f"test[:{_SAMPLES}]").resident().images
     encoded = [tf.io.encode_png(image).numpy() for image in pixels]
     return preprocess(tf.constant(encoded), size).numpy(), encoded
@@ -193,7 +191,7 @@ def _outputs(kind: str):
 
 
 def _expected(network: Network, kind: str, layer: str, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the network itself says, computed without any of the functions that are saved."""
+    """Returns the outputs of the network itself, computed without any of the saved functions."""
     with tf.device("CPU:0"):
         outputs = network.outputs(tf.constant(images), training=False)
         if kind == CLASSIFIER:
@@ -232,15 +230,15 @@ def _export_one(
         final = versions.publish(folder, parent, step)
     finally:
         versions.discard(folder)
-    told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    differences = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(
         f"export: {final} ({'classes' if kind == CLASSIFIER else details['layer']}); differs on {len(images)} images "
-        f"by {told}"
+        f"by {differences}"
     )
 
 
 def _write_torch(network: Network, kind: str, path: str, encoded: list[bytes]) -> float:
-    """Compared at the network's own size, rounded up to where its pooling and PyTorch's can agree."""
+    """Writes the state dict; compares it at the network's own size, rounded up to where both poolings can agree."""
     size = -(-max(network.image_size, 32) // 4) * 4
     images = preprocess(tf.constant(encoded), size).numpy()
     expected = next(iter(_expected(network, kind, "final_avg_pool", images).values()))
@@ -248,5 +246,5 @@ def _write_torch(network: Network, kind: str, path: str, encoded: list[bytes]) -
 
 
 def details_of(folder: str) -> dict:
-    """Returns what was stored with an export."""
+    """Returns the details that were stored with an export."""
     return read_json(asset(folder, DETAILS))

@@ -1,4 +1,4 @@
-"""TFLite and ONNX beside a SavedModel, each compared with it on real images."""
+"""TFLite and ONNX models beside a SavedModel, compared with the network on real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simclr_tf.commands.export.check import relative
 from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 
-# Relative; other kernels sum in another order.
+# The relative error allowed. Other kernels sum in another order.
 TOLERANCE = 1e-3
 _OPSET = 17
 
@@ -26,12 +26,12 @@ def _optional(name: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"{purpose} needs {name}, which cannot be imported ({error}); run: pip install -r requirements-export.txt "
-            "(or '.[export]') in the clone, or leave it out of export.formats"
+            "(or '.[export]') in the clone, or leave this format out of export.formats"
         ) from None
 
 
 def check_available(formats: list[str]) -> None:
-    """Raises a UserError where what a format needs is not installed, before anything is written."""
+    """Raises a UserError, before anything is written, if a package that a format needs is not installed."""
     if "onnx" in formats:
         for name in ("onnx", "tf2onnx", "onnxruntime"):
             _optional(name, "ONNX export")
@@ -55,27 +55,27 @@ def write_tflite(
     images: np.ndarray,
     expected: dict[str, np.ndarray],
 ) -> float:
-    """Writes a TFLite model (float32, any batch, one image size) and compares it.
+    """Writes a TFLite model (float32, any batch size, one image size) and compares its outputs.
 
     Args:
-      module: see `module.make_module`.
-      outputs: (module, images) -> name -> tensor.
-      image_size: in pixels.
-      path: of the file.
-      images: [B, image_size, image_size, 3].
-      expected: name -> what it is to return for them.
+      module: The object from `module.make_module`.
+      outputs: A function (module, images) -> {name: tensor}.
+      image_size: The side of the images in pixels.
+      path: The file to write.
+      images: Images for the comparison, [B, image_size, image_size, 3].
+      expected: Name -> expected output for these images.
 
     Returns:
       The greatest relative error.
 
     Raises:
-      UserError: where it says something else than the SavedModel.
+      UserError: The model's outputs differ.
     """
     infer, _ = _function(module, outputs, image_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], module)
     content = converter.convert()
     with warnings.catch_warnings():
-        # TensorFlow announces that its interpreter will move to a package of its own.
+        # TensorFlow warns that its interpreter will move to another package.
         warnings.simplefilter("ignore")
         interpreter = tf.lite.Interpreter(model_content=content)
     runner = interpreter.get_signature_runner()
@@ -94,7 +94,7 @@ def write_onnx(
     images: np.ndarray,
     expected: dict[str, np.ndarray],
 ) -> float:
-    """Writes an ONNX model (float32, any batch, one image size, channels last) and compares it; see `write_tflite`."""
+    """Writes an ONNX model (float32, any batch size, one image size, channels last); otherwise like `write_tflite`."""
     tf2onnx = _optional("tf2onnx", "ONNX export")
     onnxruntime = _optional("onnxruntime", "ONNX export")
     infer, spec = _function(module, outputs, image_size)
@@ -102,7 +102,7 @@ def write_onnx(
         local = os.path.join(temporary, "model.onnx")
         tf2onnx.convert.from_function(infer, input_signature=[spec], opset=_OPSET, output_path=local)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # Errors only.
         session = onnxruntime.InferenceSession(local, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         actual = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images})))

@@ -1,9 +1,8 @@
-"""What is saved: a network as a reusable SavedModel with TF Hub's common image API.
+"""Makes a reusable SavedModel of a network, with TF Hub's common image API.
 
-Such an object is called as `module(images, training=False)`, says which of its variables to train, and moves its batch
-norm's averages when it is called with `training=True`: `hub.KerasLayer(path, trainable=True)` needs no more. Batch
-norm's training statistics are those of the replica that calls, since the strategy of whoever fine-tunes it is not known
-here.
+The saved object is called as `module(images, training=False)` and lists its trainable variables. When called with
+`training=True`, it updates the moving averages of its batch norms. `hub.KerasLayer(path, trainable=True)` needs no
+more. In training, batch norms use the statistics of one replica, since the strategy of a later fine-tuning is unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DETAILS, LABELS = "export.json", "labels.txt"
 
 
 class Reusable(tf.Module):
-    """The object that is saved. What a module answers for its variables becomes a plain attribute, which is saved."""
+    """The object to save. Plain attributes replace `tf.Module`'s properties of these names, which are not saved."""
 
     variables: list[tf.Variable] = None
     trainable_variables: list[tf.Variable] = None
@@ -31,21 +30,21 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
     """Makes the object to save.
 
     Args:
-      network: in float32, created outside any strategy.
+      network: A network in float32, created outside any strategy.
       kind: FEATURES or CLASSIFIER.
-      layer: of FEATURES, one of `layers`; maps are averaged over their places.
-      assets: name -> local file, stored with it.
+      layer: The output for FEATURES, one of `layers`; maps are averaged over their positions.
+      assets: Name -> local file to store with the object.
 
     Returns:
-      The object; `__call__(images, training=False, return_endpoints=False)` takes images [B, H, W, 3] float32 in [0, 1]
-      of any size and returns features [B, D] or logits [B, C]; with `return_endpoints` a dictionary, in which they are
-      "default". `signatures` are not set yet.
+      The object, without signatures. `__call__(images, training=False, return_endpoints=False)` takes images
+      [B, H, W, 3] float32 in [0, 1] of any size and returns features [B, D] or logits [B, C]. With `return_endpoints`
+      it returns a dictionary of all outputs, in which these are "default".
     """
     if kind == FEATURES:
         checks.choice("export.layer", layer, layers(network))
     module = Reusable()
     parts = [part for name, part in network.parts().items() if kind == CLASSIFIER or name != "classifier"]
-    # The variables alone: of Keras layers, saving would trace every single one several times.
+    # Variables only: saving a Keras layer traces it several times.
     module.everything = [variable for part in parts for variable in part.variables]
     needed = _needed(network, kind, layer)
     module.variables = [variable for part in needed for variable in part.variables]
@@ -55,7 +54,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
 
     def endpoints(images: tf.Tensor, training: bool) -> dict[str, tf.Tensor]:
         outputs = network.outputs(images, training=training)
-        outputs.pop("projection", None)  # The last of the head's layers has that name too.
+        outputs.pop("projection", None)  # The same tensor as the last head layer.
         if kind == CLASSIFIER:
             logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])
             return {**outputs, "logits": logits, "default": logits}
@@ -75,7 +74,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
 
 
 def _needed(network: Network, kind: str, layer: str) -> list[tf.Module]:
-    """The parts of the network that the output depends on, so that fine-tuning trains no idle variables."""
+    """Returns the parts of the network that the output depends on, so that fine-tuning trains no unused variables."""
     if kind == CLASSIFIER:
         depth = network.classifier_layer
     else:
@@ -94,9 +93,9 @@ def signatures(
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Returns the signatures to save with a module.
 
-    `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]; `serving_bytes` takes `image_bytes`, [B] strings,
-    each a whole JPEG, PNG, BMP or GIF file, and does the evaluation's preprocessing for `image_size`. Both return
-    `feature_vector` [B, D], or `logits` and `probabilities` [B, C].
+    `serving_default` takes `images`, [B, H, W, 3] float32 in [0, 1]. `serving_bytes` takes `image_bytes`, [B] strings,
+    each the content of a JPEG, PNG, BMP or GIF file, and preprocesses them as for evaluation, to `image_size` pixels.
+    Both return `feature_vector` [B, D], or `logits` and `probabilities` [B, C].
     """
 
     def named(images: tf.Tensor) -> dict[str, tf.Tensor]:

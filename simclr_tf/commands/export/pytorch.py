@@ -1,13 +1,13 @@
 """Weights for PyTorch: a state dict that torchvision's ResNet loads, as a safetensors file (no pickle, no PyTorch).
 
-What fits is what torchvision can express: the plain bottleneck networks (depth 50, 101, 152, 200) of width 1 with the
-ImageNet stem. Convolutions agree as they are: both pad strided ones by (k - 1) / 2 on either side and put a block's
-stride on its 3x3. One thing differs: the pooling after the stem pads as TensorFlow's SAME here (and as published),
-which on maps of even size means one row and column at the end, torchvision's one at the start. With
+Torchvision can express plain bottleneck networks (depth 50, 101, 152, 200) of width 1 with the ImageNet stem. Their
+convolutions agree: both libraries pad strided ones by (k - 1) / 2 on either side and put a block's stride on its 3x3.
+Only the pooling after the stem differs. Ours, like the published one, pads as TensorFlow's SAME, which on maps of even
+size adds one row and column at the end; torchvision's pads at the start. With
 
     model.maxpool = torch.nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 
-the results agree for images whose sides are multiples of 4; see `docs/export.md` for how much they differ without.
+the results agree for images whose sides are multiples of 4. `docs/export.md` says how much they differ without it.
 """
 
 from __future__ import annotations
@@ -31,36 +31,34 @@ _TYPES = {"float32": "F32", "int64": "I64"}
 
 
 def why_not(network: Network) -> str | None:
-    """Returns why torchvision's ResNet cannot hold a network, None where it can."""
+    """Returns the reason why torchvision's ResNet cannot hold a network, or None if it can."""
     encoder = network.encoder
     if encoder.sk_ratio or encoder.se_ratio:
         return "selective kernels and squeeze-and-excitation are not in torchvision's ResNet"
     if encoder.stem_kind != "imagenet":
         return "the CIFAR stem is not in torchvision's ResNet"
     if DEPTHS[encoder.depth][0] is basic_block:
-        return f"a ResNet-{encoder.depth} has a projection in its first block here, torchvision's has none"
+        return f"the first block of ResNet-{encoder.depth} has a projection here, but none in torchvision"
     if encoder.width != 1:
         return f"torchvision's ResNet has no width {encoder.width:g} (its wide ones widen only the 3x3 convolutions)"
     return None
 
 
 def state_dict(network: Network, *, classifier: bool) -> dict[str, np.ndarray]:
-    """Returns torchvision's names -> values.
+    """Returns a network's values by torchvision's names.
 
     Args:
-      network: see `why_not`.
-      classifier: whether `fc` is there. On the encoder's output it is one linear layer. On the head's layer k it is a
-        sequence of k times (linear without bias, batch norm, ReLU), then the linear layer, numbered as in
-        `torch.nn.Sequential`.
+      network: A network for which `why_not` returns None.
+      classifier: Whether to include `fc`. For a classifier that reads the encoder's output, `fc` is one linear layer.
+        For one that reads head layer k, it is k times (linear without bias, batch norm, ReLU), then the linear layer,
+        numbered as in `torch.nn.Sequential`.
 
     Raises:
-      UserError: where torchvision's ResNet cannot hold it.
+      UserError: Torchvision's ResNet cannot hold the network.
     """
     reason = why_not(network)
     if reason is not None:
-        raise UserError(
-            f"this network cannot go to torchvision's ResNet: {reason}; leave 'torch' out of export.formats"
-        )
+        raise UserError(f"torchvision's ResNet cannot hold this network: {reason}; leave 'torch' out of export.formats")
     state: dict[str, np.ndarray] = {}
     _put_pair(state, "conv1", "bn1", network.encoder.stem[0])
     for group, blocks in enumerate(network.encoder.block_groups):
@@ -93,28 +91,28 @@ def _put_classifier(state: dict, network: Network) -> None:
     if network.classifier_layer:
         if network.classifier_layer == network.head.num_layers:
             raise UserError(
-                "this network's classifier reads the projection itself, which has no ReLU and no place in "
-                "torchvision's ResNet; leave 'torch' out of export.formats"
+                "torchvision's ResNet cannot hold this network: its classifier reads the projection itself, which has "
+                "no ReLU; leave 'torch' out of export.formats"
             )
         for layer in network.head.projections[: network.classifier_layer]:
             state[f"fc.{depth}.weight"] = layer.dense.kernel.numpy().T
             _put_norm(state, f"fc.{depth + 1}", layer.norm)
-            depth += 3
+            depth += 3  # Linear, batch norm, ReLU.
         prefix = f"fc.{depth}"
     state[f"{prefix}.weight"] = network.classifier.dense.kernel.numpy().T
     state[f"{prefix}.bias"] = network.classifier.dense.bias.numpy()
 
 
 def forward(state: dict[str, np.ndarray], images: np.ndarray, depth: int) -> np.ndarray:
-    """Computes what torchvision's ResNet, with the pooling above, makes of a state dict: logits; features without `fc`.
+    """Computes the outputs of torchvision's ResNet, with the pooling above, from a state dict.
 
     Args:
-      state: from `state_dict`.
-      images: [B, H, W, 3], sides multiples of 4 for agreement with this project.
-      depth: of the network.
+      state: The result of `state_dict`.
+      images: [B, H, W, 3]; sides must be multiples of 4 for agreement with this project.
+      depth: The depth of the network.
 
     Returns:
-      [B, classes] or [B, 2048].
+      Logits [B, classes] or, without `fc`, features [B, 2048].
     """
 
     def conv(x, name, stride, padding):
@@ -127,7 +125,7 @@ def forward(state: dict[str, np.ndarray], images: np.ndarray, depth: int) -> np.
         return x * scale + (state[f"{name}.bias"] - state[f"{name}.running_mean"] * scale)
 
     x = tf.nn.relu(norm(conv(images, "conv1", 2, 3), "bn1"))
-    # In ceil mode without padding only the end is incomplete; after a ReLU zeros there change no maximum.
+    # Ceil mode without padding leaves only the end incomplete. Zeros there change no maximum after a ReLU.
     odd = [(size - 3) % 2 for size in x.shape[1:3]]
     x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [0, odd[0]], [0, odd[1]], [0, 0]]), 3, 2, "VALID")
     for group, count in enumerate(DEPTHS[depth][2]):
@@ -152,7 +150,7 @@ def forward(state: dict[str, np.ndarray], images: np.ndarray, depth: int) -> np.
 
 
 def save(state: dict[str, np.ndarray], path: str) -> None:
-    """Writes a safetensors file: the header's length in 8 bytes, the header in JSON, the values one after the other."""
+    """Writes a safetensors file: the length of the header in 8 bytes, the header in JSON, then all values."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, value in state.items():
@@ -160,7 +158,7 @@ def save(state: dict[str, np.ndarray], path: str) -> None:
         start, end = end, end + value.nbytes
         header[name] = {"dtype": _TYPES[value.dtype.name], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # Aligns the values.
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for value in state.values():
@@ -168,7 +166,7 @@ def save(state: dict[str, np.ndarray], path: str) -> None:
 
 
 def load(path: str) -> dict[str, np.ndarray]:
-    """Reads what `save` wrote."""
+    """Reads a file that `save` wrote."""
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
     length = struct.unpack("<Q", content[:8])[0]
@@ -182,7 +180,7 @@ def load(path: str) -> dict[str, np.ndarray]:
 
 
 def write(network: Network, path: str, images: np.ndarray, expected: np.ndarray, *, classifier: bool) -> float:
-    """Writes a network's state dict and compares what it says on images; returns the relative error."""
+    """Writes a network's state dict, compares its outputs on images, and returns the relative error."""
     save(state_dict(network, classifier=classifier), path)
     error = relative(forward(load(path), images, network.encoder.depth), expected)
     if not error < TOLERANCE:

@@ -1,4 +1,4 @@
-"""Numbered versions in a folder: written aside, renamed when whole, the oldest deleted - never anything of others."""
+"""Numbered versions in a folder: writes new ones, deletes the oldest, and never deletes files that it did not write."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from absl import logging
 from simclr_tf.core.files import write_json, writing
 from simclr_tf.core.tf import tf
 
-# Lists what an export wrote; a folder without it is none of ours.
+# Lists the files that an export wrote. A folder without it was made by something else.
 MARKER = "simclr_export.json"
 _ASIDE = ".exporting."
-_LONG_AGO = 24 * 3600
+_LONG_AGO = 24 * 3600  # Seconds.
 
 
 def aside(parent: str) -> str:
-    """Makes a folder that no reader takes for a version, and returns it; clears what killed exports left long ago."""
+    """Creates and returns a folder that no reader mistakes for a version; deletes what killed exports left long ago."""
     folder = os.path.join(parent, f"{_ASIDE}{uuid.uuid4().hex[:8]}")
     with writing(parent):
         tf.io.gfile.makedirs(folder)
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(parent)):
             path = os.path.join(parent, name)
-            # Buckets have no times of folders.
+            # Folders in buckets have no modification time.
             if name.startswith(_ASIDE) and "://" not in path and time.time() - os.path.getmtime(path) > _LONG_AGO:
                 tf.io.gfile.rmtree(path)
     return folder
 
 
 def publish(folder: str, parent: str, version: int) -> str:
-    """Marks a finished folder as ours and gives it its name; returns its path."""
+    """Adds the marker to a finished folder, renames it to its version, and returns its path."""
     write_json(os.path.join(folder, MARKER), {"version": version, "files": _files(folder)})
     final = os.path.join(parent, str(version))
     tf.io.gfile.rename(folder, final)
@@ -40,7 +40,7 @@ def publish(folder: str, parent: str, version: int) -> str:
 
 
 def discard(folder: str) -> None:
-    """Deletes a folder of `aside`."""
+    """Deletes a folder that `aside` created, unless it has been published."""
     if os.path.basename(folder).startswith(_ASIDE) and tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
 
@@ -48,13 +48,13 @@ def discard(folder: str) -> None:
 def prune(parent: str, newest: int, keep: int) -> list[str]:
     """Deletes all but the newest versions.
 
-    Only folders with a whole number for a name and our marker count, and of these only the files that the marker lists
-    go; what somebody put beside them stays.
+    Only folders with our marker and a whole number for a name count as versions. Of these, only files that the marker
+    lists are deleted; any other files stay.
 
     Args:
-      parent: of the versions.
-      newest: number of the one that was just made; those of higher numbers, of a longer run, stay and do not count.
-      keep: how many to leave, the newest among them.
+      parent: The folder of the versions.
+      newest: The number of the version that was just made. Higher ones, from a longer run, stay and do not count.
+      keep: The number of versions to keep, including `newest`.
 
     Returns:
       The folders that were emptied.
@@ -65,7 +65,7 @@ def prune(parent: str, newest: int, keep: int) -> list[str]:
     emptied = []
     for name in sorted(ours, key=int, reverse=True)[keep:]:
         folder, listed = os.path.join(parent, name), ours[name]
-        for file in [*listed, MARKER]:
+        for file in [*listed, MARKER]:  # A marker may be edited or damaged: never follow it outside the folder.
             path = os.path.normpath(os.path.join(folder, file)) if "://" not in folder else os.path.join(folder, file)
             inside = (
                 path.startswith(folder.rstrip("/") + "/")
@@ -80,14 +80,14 @@ def prune(parent: str, newest: int, keep: int) -> list[str]:
 
 
 def _listed(folder: str) -> list[str] | None:
-    """The files that a version's marker lists; None where there is none, or none that can be understood."""
+    """Returns the files that a version's marker lists; None if it is missing or unreadable."""
     marker = read_details(folder, MARKER)
     if marker is None:
         return None
     try:
         return [str(file) for file in marker["files"]]
     except (KeyError, TypeError):
-        logging.warning("%s/%s cannot be understood; this version is left alone", folder, MARKER)
+        logging.warning("%s/%s cannot be read; this version is left alone", folder, MARKER)
         return None
 
 
@@ -108,7 +108,7 @@ def _remove_empty(folder: str) -> None:
 
 
 def read_details(folder: str, name: str) -> dict | None:
-    """Returns what a version says of itself, None where it is not there or not ours."""
+    """Returns the content of a version's JSON file; None if it is missing or is not JSON."""
     path = os.path.join(folder, name)
     if not tf.io.gfile.exists(path):
         return None

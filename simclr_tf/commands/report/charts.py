@@ -1,7 +1,7 @@
-"""Charts as SVG text: drawn by arithmetic alone, colored by the page's style sheet, so that they follow dark mode.
+"""Draws charts as SVG text, without a charting library. The page's style sheet colors them, so they follow dark mode.
 
-A chart is 420 units wide and scales with its column, which keeps its letters readable on a phone. Colors are the
-classes `c0` .. `c9`; beyond ten things that are to be told apart, points change their shape as well.
+A chart is 420 units wide and scales with its column, which keeps its text readable on a phone. Colors are the CSS
+classes `c0` .. `c9`. With more than ten groups, points also differ in shape and lines in their dashes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 WIDTH, HEIGHT = 420, 240
 COLORS, SHAPES = 10, 4
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
-# More points than pixels would only make the file long.
+# More points than pixels only make the file longer.
 _BUCKETS = 300
 
 
@@ -24,10 +24,10 @@ class Series(NamedTuple):
     """A line of a chart.
 
     Attributes:
-      name: what it is.
+      name: The name in the legend.
       x: [N], ascending.
       y: [N]; values that are not finite leave gaps.
-      color: its number.
+      color: The number of the color.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A dashed horizontal line with its name, such as a loss's chance level; `color` is a number, or None for gray."""
+    """A named, dashed horizontal line, such as the chance level of a loss; `color` is a number, or None for gray."""
 
     name: str
     y: float
@@ -80,10 +80,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def thinned(
     x: np.ndarray, y: np.ndarray, buckets: int = _BUCKETS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Averages neighbouring points where there are more than `buckets`.
+    """Averages neighboring points if there are more than `buckets`.
 
     Returns:
-      x, mean, least and greatest y of each bucket; buckets without a finite value are nan.
+      The x, mean, least and greatest y of each bucket; NaN for a bucket without finite values.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) <= buckets:
@@ -123,14 +123,14 @@ def lines(
     y_range: tuple[float, float] | None = None,
     percent: bool = False,
 ) -> str:
-    """Draws lines over steps; where points were averaged, a band shows the least and greatest of them.
+    """Draws lines over steps; where points were averaged, a band spans the least to the greatest of them.
 
     Args:
-      series: what to draw.
-      label: told to those who cannot see the picture.
-      levels: horizontal lines.
-      y_range: of the axis; None finds it.
-      percent: write the y axis in per cent.
+      series: The lines.
+      label: The description for screen readers.
+      levels: Horizontal lines.
+      y_range: The range of the y axis; None fits it to the values.
+      percent: Whether the y axis is in percent.
     """
     thin = [thinned(one.x, one.y) for one in series]
     ys = [value for _, _, low, high in thin for value in (*low, *high)] + [level.y for level in levels]
@@ -171,13 +171,13 @@ def lines(
 
 
 def _dashes(color: int) -> str:
-    """Tells lines apart that share a color."""
+    """Returns the dashes that distinguish lines of the same color."""
     pattern = ("", "7 3", "2 3", "9 3 2 3")[color // COLORS % 4]
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def _runs(values: np.ndarray) -> list[np.ndarray]:
-    """Indices of stretches without a gap."""
+    """Returns the indices of each stretch without a gap."""
     known = np.flatnonzero(np.isfinite(values))
     return [run for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(run)]
 
@@ -187,7 +187,7 @@ def _points(places: Sequence[tuple[float, float]]) -> str:
 
 
 def legend(names: Sequence[str], *, shapes: bool = False) -> str:
-    """Names the colors (and shapes) of a chart, as HTML."""
+    """Returns the legend of a chart's colors (and shapes), as HTML."""
     marks = []
     for i, name in enumerate(names):
         mark = _mark(7, 7, 5, i // COLORS if shapes else 1)
@@ -214,10 +214,10 @@ def scatter(points: np.ndarray, groups: Sequence[int], titles: Sequence[str], *,
     """Draws a map of points.
 
     Args:
-      points: [N, 2] finite, of any scale; both axes keep one scale.
-      groups: [N], number of each point's color and shape; -1 for gray.
-      titles: [N], what a point says when it is pointed at.
-      label: told to those who cannot see the picture.
+      points: [N, 2], finite, of any scale; both axes are scaled alike.
+      groups: [N], the number of each point's color and shape; -1 for gray.
+      titles: [N], the text that a point shows under the mouse.
+      label: The description for screen readers.
     """
     points = np.asarray(points, np.float64)
     center, extent = (points.max(0) + points.min(0)) / 2, points.max(0) - points.min(0)
@@ -233,12 +233,12 @@ def scatter(points: np.ndarray, groups: Sequence[int], titles: Sequence[str], *,
 
 
 def reliability(bins: Sequence[dict], *, label: str) -> str:
-    """Draws accuracy over confidence (Guo et al. 2017): on the diagonal, a classifier is as often right as it says.
+    """Draws accuracy over confidence (Guo et al. 2017); a calibrated classifier lies on the diagonal.
 
     Args:
-      bins: `confidence`, `accuracy`, `examples` of each bin that is not empty; see `metrics.calibration`. A point's
-        area is its bin's share of the examples.
-      label: told to those who cannot see the picture.
+      bins: `confidence`, `accuracy` and `examples` of each bin that is not empty; see `metrics.calibration`. Larger
+        points have more examples.
+      label: The description for screen readers.
     """
     side = WIDTH - _LEFT - _RIGHT
 
@@ -266,12 +266,12 @@ def reliability(bins: Sequence[dict], *, label: str) -> str:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], *, label: str) -> str:
-    """Draws a confusion matrix: rows are true classes, shades each row's shares.
+    """Draws a confusion matrix: rows are true classes, and shades show shares of a row.
 
     Args:
       matrix: [classes, classes], see `metrics.confusion_matrix`.
-      names: [classes].
-      label: told to those who cannot see the picture.
+      names: The names of the classes, [classes].
+      label: The description for screen readers.
     """
     matrix = np.asarray(matrix)
     count = len(matrix)
@@ -280,13 +280,14 @@ def confusion(matrix: np.ndarray, names: Sequence[str], *, label: str) -> str:
     height = int(top + count * size + 8)
     parts = [_open(height, label)]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    letters = count <= 26  # More would lie over each other.
+    letters = count <= 26  # More names would overlap.
     for i in range(count):
         if letters:
             parts.append(_text(left - 5, top + (i + 0.5) * size + 4, _short(names[i], 14), anchor="end"))
             x = left + (i + 0.5) * size
             turn = f'transform="rotate(-50 {x:.1f} {top - 6})"'
             parts.append(f'<text x="{x:.1f}" y="{top - 6}" {turn}>{html.escape(_short(names[i], 10))}</text>')
+        # Large matrices are mostly zeros, and every cell lengthens the file.
         for j in np.flatnonzero(matrix[i]) if count > 12 else range(count):
             share = shares[i, j]
             title = f"{names[i]} taken for {names[j]}: {matrix[i, j]} ({100 * share:.0f}%)"

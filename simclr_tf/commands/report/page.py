@@ -1,4 +1,4 @@
-"""The page around the sections: HTML with its style sheet inside, no scripts, nothing from elsewhere."""
+"""The page around the sections: one HTML file with its style sheet, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ table{border-collapse:collapse;font-size:.9rem}table{overflow-wrap:normal}
 
 td,th{padding:3px 10px 3px 0;text-align:left;vertical-align:top}
 th{color:var(--faint);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tr.differs td{font-weight:600}td code{font-size:.85em}tbody tr+tr td{border-top:1px solid var(--rule)}
+td code{font-size:.85em}tbody tr+tr td{border-top:1px solid var(--rule)}
 .bar{display:inline-block;height:.7em;background:currentColor;border-radius:2px;min-width:1px}
 .track{display:inline-block;width:110px;background:var(--rule);border-radius:2px;line-height:0}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:.3em 0;padding:0;font-size:.86rem}
@@ -61,11 +61,11 @@ COLORS
 
 
 def document(title: str, body: str) -> str:
-    """Returns a whole page; `body` is HTML."""
+    """Returns a complete page; `body` is HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        # Nothing is to be loaded from anywhere, whatever got into the text.
+        # Blocks all external content, even if a run's text slipped HTML into the page.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none';style-src 'unsafe-inline';img-src data:\">"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
@@ -78,38 +78,30 @@ def text(value: object) -> str:
 
 
 def picture(png: bytes, alt: str) -> str:
-    """An image inside the page."""
+    """Returns an image that is embedded in the page."""
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}">'
 
 
 def figure(title: str, inside: str, caption: str = "", *, whole_row: bool = False) -> str:
-    """A titled card around a chart; `inside` and `caption` are HTML; `whole_row` for what needs the page's width."""
+    """Returns a titled card; `inside` and `caption` are HTML. With `whole_row` it takes the width of the page."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure{' class=row' if whole_row else ''}><h3>{text(title)}</h3>{inside}{below}</figure>"
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), marked: Sequence[int] = ()
-) -> str:
-    """A table that scrolls sideways where it does not fit.
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """Returns a table that scrolls sideways if it is too wide.
 
     Args:
-      header: plain text.
-      rows: HTML.
-      numbers: columns that are aligned to the right.
-      marked: rows to stand out.
+      header: The names of the columns, plain text.
+      rows: The cells, HTML.
+      numbers: The columns to align right.
     """
     kinds = ['class="n"' if i in numbers else "" for i in range(len(header))]
     head = "".join(f"<th {kind}>{text(name)}</th>" for name, kind in zip(header, kinds))
-    body = "".join(
-        f"<tr{' class=differs' if i in marked else ''}>"
-        + "".join(f"<td {kind}>{cell}</td>" for cell, kind in zip(row, kinds))
-        + "</tr>"
-        for i, row in enumerate(rows)
-    )
+    body = "".join(f"<tr>{''.join(f'<td {kind}>{cell}</td>' for cell, kind in zip(row, kinds))}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def bar(share: float, color: int = 0) -> str:
-    """A bar for a share in [0, 1]."""
+    """Returns a bar whose length shows a share in [0, 1]."""
     return f'<span class="track"><span class="bar c{color}" style="width:{110 * share:.0f}px"></span></span>'

@@ -1,4 +1,4 @@
-"""Makes the report: reads the runs, looks at images with their networks, writes one HTML file."""
+"""`--mode=report`: reads runs, shows images to their networks, and writes one HTML file."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FILE, COMPARISON = "report.html", "comparison.html"
 
 
 def _normal(path: str) -> str:
-    """One name for a folder, however it was written."""
+    """Returns the same path for a folder however it was written."""
     return path.rstrip("/") if "://" in path else os.path.normpath(path)
 
 
 def run_report(
     context: RunContext,
     max_images: int = 1000,
-    map: str = "auto",  # noqa: A002  (what a user writes: report.map)
+    map: str = "auto",  # noqa: A002  (users write report.map)
     num_queries: int = 10,
     num_neighbors: int = 8,
     sheet_images: int = 5,
@@ -48,22 +48,23 @@ def run_report(
     """Writes a self-contained page about runs of any stage, finished or not.
 
     Args:
-      context: its `workdir` is a run, several with commas between them, or a folder of runs. The page is its `output`;
-        without, it goes into the folder, or into the first run: `report.html` about one, `comparison.html` about
-        several.
-      max_images: how many images of the evaluation split the networks look at, chosen by lot.
-      map: of the embedding: "tsne", "umap", "pca", or "auto" for t-SNE where scikit-learn is installed, else PCA.
-      num_queries: images whose neighbours are shown; 0 for none.
-      num_neighbors: of each.
-      sheet_images: images on the augmentation sheet; 0 for none.
-      batch_size: over all replicas; changes the speed only.
+      context: The run's context. Its `workdir` is a run, several runs separated by commas, or a folder of runs. Its
+        `output` is the page. Without it, the page goes into the folder, or into the first run as `report.html` about
+        one run or `comparison.html` about several.
+      max_images: The number of images of the evaluation split that the networks see, drawn at random.
+      map: The method for the map of the embedding: "tsne", "umap", "pca", or "auto" for t-SNE if scikit-learn is
+        installed, else PCA.
+      num_queries: The number of images whose neighbors are shown; 0 for none.
+      num_neighbors: The number of neighbors of each image.
+      sheet_images: The number of images on the augmentation sheet; 0 for none.
+      batch_size: The batch size over all replicas; it changes only the speed.
       precision: "auto", "float32", "bfloat16" or "float64".
 
     Returns:
-      `path` of the page and `runs`, their workdirs.
+      `path`, the page's, and `runs`, the workdirs.
 
     Raises:
-      UserError: where there is no run, a file of it cannot be understood, or a setting makes no sense.
+      UserError: There is no run, one of its files cannot be read, or a setting makes no sense.
     """
     for name, value, least in (
         ("max_images", max_images, 2),
@@ -89,7 +90,7 @@ def run_report(
     notes: dict[str, list[str]] = {run.name: [] for run in runs}
     for run in runs:
         if run.checkpoint is None:
-            notes[run.name].append("There is no checkpoint yet, so nothing is shown of its network.")
+            notes[run.name].append("There is no checkpoint yet, so the page shows nothing about its network.")
             continue
         with context.strategy.scope():
             networks[run.name], _, _ = load_network(run.workdir, precision=chosen)
@@ -142,7 +143,7 @@ def _about(
     sheet_images: int,
     batch_size: int,
 ) -> str:
-    """The section of one run."""
+    """Returns the section about one run."""
     data = Data(**run.description["data"])
     class_names: Sequence[str] = run.description.get("class_names") or ()
     parts, seen = [], None
@@ -156,7 +157,7 @@ def _about(
     if sheet_images and says_data:
         try:
             parts.append(_sheet(run, data, context.data_dir, sheet_images))
-        except UserError as error:  # The run's data may be on another machine; the rest is worth showing.
+        except UserError as error:  # The data may be on another machine; the rest of the page needs none.
             notes.append(f"No augmentation sheet: {error}.")
     if network is not None and says_data:
         try:
@@ -177,7 +178,7 @@ def _about(
         if not _same_classes(class_names, source):
             seen = seen._replace(labels=np.full_like(seen.labels, -1))
             notes.append(
-                f"The classes of {source.name} are no longer those that the run was trained on; labels are not used."
+                f"The classes of {source.name} are no longer those that the run was trained on, so labels are not used."
             )
         if num_queries:
             parts.append(sections.neighbors(seen, known, num_images=num_queries, num_neighbors=num_neighbors))
@@ -190,7 +191,7 @@ def _about(
 
 
 def _same_classes(trained: Sequence[str], source: Source) -> bool:
-    """Whether labels of the images mean what they meant in training; where one side has none there is no doubt."""
+    """Returns whether labels mean the same as in training; True if either side has no classes."""
     found = source.class_names or ()
     if not trained or not found:
         return True
@@ -198,7 +199,7 @@ def _same_classes(trained: Sequence[str], source: Source) -> bool:
 
 
 def _source(data: Data, data_dir: str | None) -> Source:
-    """The evaluation split; where there is none, as in a folder without labels, the training split."""
+    """Opens the evaluation split or, without one (as in a folder without labels), the training split."""
     try:
         return data.open(data.eval_split, data_dir)
     except UserError:

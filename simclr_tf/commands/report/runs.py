@@ -1,4 +1,4 @@
-"""What lies in workdirs, read for a report. A run may still be going, of any stage, with or without labels."""
+"""Reads the files of runs for a report. A run may be of any stage, still going, and with or without labels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from simclr_tf.workdir.networks import read_architecture
 
 
 class Run(NamedTuple):
-    """One run's records.
+    """The files of one run.
 
     Attributes:
-      name: short, unlike the other runs'.
-      workdir: its folder.
+      name: A short name, different from those of the other runs.
+      workdir: The run's folder.
       description: `architecture.json`.
-      metrics: name -> (steps [N], values [N] with nan where there is none), from `metrics.jsonl`.
-      throughput: the same from `throughput.jsonl`.
-      settings: name -> value as text; see `settings.parse`.
-      planned_steps: how many steps the run is to have, None where it is not known.
-      result: `result.json`, None while the run goes on.
+      metrics: Name -> (steps [N], values [N], NaN for null), from `metrics.jsonl`.
+      throughput: The same from `throughput.jsonl`.
+      settings: Name -> value as text; see `saved_settings.parse`.
+      planned_steps: The number of steps that the run is to take, None if unknown.
+      result: `result.json`, None until the run ends.
       evaluation: `eval.json`, or None.
       knn: `knn.json`, or None.
-      checkpoint: path of the newest, or None.
-      seconds_since_record: age of the last record, None without one.
+      checkpoint: The path of the newest checkpoint, or None.
+      seconds_since_record: The age of the last record in seconds, None without one.
     """
 
     name: str
@@ -50,25 +50,25 @@ class Run(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps are recorded."""
+        """The number of recorded steps."""
         return max([int(steps[-1]) + 1 for steps, _ in self.metrics.values() if len(steps)], default=0)
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric, None where it was never recorded."""
+        """Returns the last finite value of a metric, None if there is none."""
         values = self.metrics.get(name, (None, np.zeros(0)))[1]
         known = values[np.isfinite(values)]
         return float(known[-1]) if len(known) else None
 
     def setting(self, name: str, default: Any = None) -> Any:
-        """A setting as a plain value; see `settings.value`."""
+        """Returns a setting as a plain value; see `saved_settings.value`."""
         return saved_settings.value(self.settings, name, default)
 
 
 def find(workdir: str) -> list[str]:
-    """Returns the workdirs that a flag names: one, several with commas between them, or a folder of them.
+    """Returns the workdirs that `--workdir` names: one, several separated by commas, or all in a folder.
 
     Raises:
-      UserError: where there is no run.
+      UserError: There is no run.
     """
     if tf.io.gfile.isdir(workdir):
         given = [workdir]
@@ -81,18 +81,18 @@ def find(workdir: str) -> list[str]:
             continue
         if not tf.io.gfile.isdir(path):
             raise UserError(
-                f"--workdir={workdir}: there is no folder {path}; give the --workdir of a run, or several with commas"
+                f"--workdir={workdir}: there is no folder {path}; give the --workdir of a run, or several with commas "
+                "between them"
             )
         inside = [os.path.join(path, name.rstrip("/")) for name in tf.io.gfile.listdir(path)]
         inside = [run for run in inside if tf.io.gfile.exists(os.path.join(run, records.ARCHITECTURE))]
         if not inside:
             raise UserError(
-                f"--workdir={workdir}: {path} is no run's folder and has none in it (no {records.ARCHITECTURE}); "
+                f"--workdir={workdir}: {path} is not a run's folder and has none in it (no {records.ARCHITECTURE}); "
                 "give the --workdir of a run that has begun"
             )
         found += sorted(inside, key=lambda run: (_modified(os.path.join(run, "config.gin")), run))
-    unlike = list(dict.fromkeys(os.path.normpath(path) if "://" not in path else path for path in found))
-    return unlike
+    return list(dict.fromkeys(path if "://" in path else os.path.normpath(path) for path in found))
 
 
 def _modified(path: str) -> int:
@@ -100,7 +100,7 @@ def _modified(path: str) -> int:
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """Names runs by the last parts of their paths that tell them apart.
+    """Names runs by the shortest ends of their paths that differ.
 
     >>> short_names(["/runs/a/pretrain", "/runs/b/pretrain"])
     ['a/pretrain', 'b/pretrain']
@@ -114,10 +114,10 @@ def short_names(paths: list[str]) -> list[str]:
 
 
 def read(workdir: str, name: str) -> Run:
-    """Reads a run.
+    """Reads the files of a run.
 
     Raises:
-      UserError: where `workdir` is no run's, or a file in it cannot be understood.
+      UserError: `workdir` is not a run's, or a file in it cannot be read.
     """
     description = read_architecture(workdir, "--workdir")
     metrics_path = os.path.join(workdir, records.METRICS)
@@ -141,7 +141,7 @@ def read(workdir: str, name: str) -> Run:
 
 
 def _settings(workdir: str) -> dict[str, str]:
-    for name in ("operative.gin", "config.gin"):  # The first is written after a run's first step.
+    for name in ("operative.gin", "config.gin"):  # A run writes operative.gin after its first step.
         path = os.path.join(workdir, name)
         if tf.io.gfile.exists(path):
             with tf.io.gfile.GFile(path) as file:
@@ -156,14 +156,14 @@ def _json(workdir: str, name: str) -> dict | None:
     try:
         value = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); restore it, or move it away") from None
+        raise UserError(f"{path} is not JSON ({error}); restore it, or move it away") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; restore it, or move it away")
+        raise UserError(f"{path} is not a JSON object; restore it, or move it away")
     return value
 
 
 def _columns(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads JSON lines with `step`; what a run that goes on has written half, or a crash has spoilt, is left out."""
+    """Reads JSON lines with `step`; skips lines that a running process has half written or a crash has damaged."""
     rows = []
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path) as file:

@@ -1,4 +1,4 @@
-"""What a run was configured with, read from the gin text in its workdir, and where runs differ."""
+"""Reads the settings of runs from the gin text in their workdirs, and compares them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 def parse(text: str) -> dict[str, str]:
     r"""Reads saved gin text.
 
-    Values stay text, since what they refer to need not exist here; macros are replaced by what they stand for.
+    Values stay text, since objects that they refer to need not exist here. Macros are replaced by their values.
 
     >>> parse("# note\nEPOCHS = 3\ntrain.epochs = %EPOCHS\nX.sizes = \\\n    (1,\n     2)\n")
     {'train.epochs': '3', 'X.sizes': '(1, 2)'}
@@ -21,7 +21,7 @@ def parse(text: str) -> dict[str, str]:
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        # gin indents what belongs to the name above.
+        # gin indents the continuation of a value.
         if line[0].isspace() and name:
             found[name] = f"{found[name]} {line.strip()}".strip()
             continue
@@ -30,7 +30,7 @@ def parse(text: str) -> dict[str, str]:
     macros = {name: value for name, value in found.items() if re.fullmatch(r"[A-Z0-9_]+", name)}
 
     def resolved(value: str) -> str:
-        for _ in macros:  # So often at most does one lead to another; gin refuses circles.
+        for _ in macros:  # The longest possible chain of macros; gin refuses circles.
             value = re.sub(r"%(\w+)", lambda match: macros.get(match[1], match[0]), value)
         return value
 
@@ -38,7 +38,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def value(settings: dict[str, str], name: str, default: Any = None) -> Any:
-    """Returns a setting as a plain Python value, `default` where it is missing or refers to something.
+    """Returns a setting as a plain Python value, or `default` if it is missing or is a gin reference.
 
     >>> value({"train.seed": "7"}, "train.seed"), value({"train.make": "@Lars"}, "train.make", "?")
     (7, '?')
@@ -49,18 +49,8 @@ def value(settings: dict[str, str], name: str, default: Any = None) -> Any:
         return default
 
 
-def section(settings: dict[str, str], owner: str) -> dict[str, Any]:
-    """Returns the plain values of one configurable, by parameter.
-
-    >>> section({"Augment.flip": "True", "Data.source": "'x'"}, "Augment")
-    {'flip': True}
-    """
-    names = [name for name in settings if name.startswith(f"{owner}.")]
-    return {name[len(owner) + 1 :]: value(settings, name) for name in names}
-
-
 def differing(runs: Sequence[dict[str, str]]) -> list[str]:
-    """Returns the names of settings that are not the same in all runs, sorted.
+    """Returns the sorted names of the settings that differ between runs.
 
     >>> differing([{"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}])
     ['b', 'c']

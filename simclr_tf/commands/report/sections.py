@@ -1,4 +1,4 @@
-"""The sections of a report, each HTML made of what was read and measured."""
+"""Writes the sections of a report, in HTML."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MANY_MISTAKES = 10
 
 
 class Curve(NamedTuple):
-    """A chart of one metric: where it is found, its title, and how it is drawn."""
+    """A chart of one metric: its key, its title, whether in percent, and whether from `throughput.jsonl`."""
 
     metric: str
     title: str
@@ -56,19 +56,19 @@ def _percent(value: float | None) -> str:
 
 
 def status(run: Run) -> str:
-    """Says in words how far a run is."""
+    """Describes the progress of a run."""
     if run.result is not None:
         return f"finished after {run.result.get('steps', run.steps)} steps"
     if run.description.get("stage") == "convert":
         return f"converted from {run.description.get('source')}"
     if run.seconds_since_record is None:
-        return "begun; nothing recorded yet"
+        return "started; nothing recorded yet"
     of = f" of {run.planned_steps}" if run.planned_steps else ""
     return f"not finished: {run.steps}{of} steps recorded, the last {duration(run.seconds_since_record)} ago"
 
 
 def top_1(run: Run) -> float | None:
-    """A run's accuracy on the evaluation split, in [0, 1]: of `--mode=eval`, else of the run's end."""
+    """Returns a run's accuracy on the evaluation split, in [0, 1]: from `--mode=eval`, else from the end of the run."""
     for found in (run.evaluation, (run.result or {}).get("evaluation")):
         if found and found.get("top_1") is not None:
             return float(found["top_1"])
@@ -76,7 +76,7 @@ def top_1(run: Run) -> float | None:
 
 
 def overlaps(run: Run) -> list[str]:
-    """Says which figures of a run are of pictures that were trained on."""
+    """Returns a note for each figure that was measured on training images."""
     whose = {
         "at the run's end": (run.result or {}).get("evaluation"),
         "of --mode=eval": run.evaluation,
@@ -91,7 +91,7 @@ def overlaps(run: Run) -> list[str]:
 
 
 def overview(runs: Sequence[Run], networks: dict[str, Network]) -> str:
-    """A row for each run: how far, how good, how large, how fast."""
+    """Returns a table with a row for each run: progress, accuracy, size and speed."""
     header = ("run", "stage", "data", "status", "top-1", "kNN", "encoder", "FLOP/image", "images/s", "time")
     rows = []
     for i, run in enumerate(runs):
@@ -114,13 +114,13 @@ def overview(runs: Sequence[Run], networks: dict[str, Network]) -> str:
 
 
 def _speed(run: Run) -> str:
-    """The median while training, for a run that goes on."""
+    """Returns the median speed of a run that is still going."""
     values = run.throughput.get("images_per_second", (None, np.zeros(0)))[1]
     return charts.number(float(np.nanmedian(values))) if np.isfinite(values).any() else "–"
 
 
 def curves(runs: Sequence[Run]) -> str:
-    """All curves that any of the runs has, the runs' side by side."""
+    """Returns a chart for each curve that any run has, with the runs side by side."""
     cards = []
     for curve in _CURVES:
         series: list[Series] = []
@@ -144,14 +144,14 @@ def curves(runs: Sequence[Run]) -> str:
         return "<p>No step has been recorded yet.</p>"
     names = charts.legend([run.name for run in runs]) if len(runs) > 1 else ""
     note = (
-        '<p class="faint">Over steps, from 0. Of more points than fit, the line is the mean, and the band '
-        "reaches from the least to the greatest.</p>"
+        '<p class="faint">The x axis shows steps, from 0. Where there are too many points, the line is their mean, and '
+        "the band spans the least to the greatest.</p>"
     )
     return f'{names}{note}<div class="cards">{"".join(cards)}</div>'
 
 
 def _is_whole_loss(run: Run, part: str) -> bool:
-    """Whether a part of the loss is all of it, and would be drawn twice."""
+    """Returns whether a part of the loss is the whole loss, which would be drawn twice."""
     whole, found = run.metrics.get("loss"), run.metrics[part]
     return whole is not None and len(whole[1]) == len(found[1]) and np.allclose(whole[1], found[1], equal_nan=True)
 
@@ -162,7 +162,7 @@ def _last(one: Series, percent: bool, *, named: bool) -> str:
 
 
 def _chance(run: Run, metric: str) -> tuple[str, float] | None:
-    """Where a metric would be without anything learnt, in words and as a number."""
+    """Returns the chance level of a metric, in words and as a number; None if it has none."""
     classes = len(run.description.get("class_names") or ())
     contrastive = "contrastive" if "probe" in run.metrics else "loss"
     if metric == contrastive and (chance := run.last("chance_loss")) is not None:
@@ -173,14 +173,14 @@ def _chance(run: Run, metric: str) -> tuple[str, float] | None:
 
 
 def _level(name: str, y: float, colors: Sequence[int], runs: Sequence[Run]) -> Level:
-    """The line of a chance level: gray where several runs share it, else in its run's color and named after it."""
+    """Returns the line of a chance level: gray if several runs share it, else with the color and name of its run."""
     if len(colors) > 1 or len(runs) == 1:
         return Level(name, y)
     return Level(f"{name} ({runs[colors[0]].name})", y, colors[0])
 
 
 def neighbors(seen: Seen, class_names: Sequence[str], *, num_images: int, num_neighbors: int) -> str:
-    """Sample images with those that the encoder finds most like them."""
+    """Returns sample images with the images that the encoder finds most like them."""
     if len(seen.features) < 2:
         return ""
     queries = choose_queries(seen.labels, num_images)
@@ -201,14 +201,14 @@ def neighbors(seen: Seen, class_names: Sequence[str], *, num_images: int, num_ne
             kind = ("same" if seen.labels[query] == seen.labels[i] else "other") if known else ""
             cells.append(cell(i, kind, f"{text(name(i))} {value:.2f}"))
         lines.append(f"<div>{''.join(cells)}</div>")
-    legend = " Green frames: the same class; red: another." if any(seen.labels >= 0) else ""
-    among = f"its neighbours among {len(seen.features)} images"
-    caption = f"Left: an image; then {among}, with their cosine similarity.{legend}"
-    return figure("Nearest neighbours", f'<div class="neighbors">{"".join(lines)}</div>', caption, whole_row=True)
+    legend = " Green frames: the same class; red frames: another class." if any(seen.labels >= 0) else ""
+    among = f"its nearest neighbors among {len(seen.features)} images"
+    caption = f"Left: an image; right: {among}, with their cosine similarity.{legend}"
+    return figure("Nearest neighbors", f'<div class="neighbors">{"".join(lines)}</div>', caption, whole_row=True)
 
 
 def embedding_map(points: np.ndarray, how: str, seen: Seen, class_names: Sequence[str]) -> str:
-    """The map of the embedding, colored by class where labels exist."""
+    """Returns the map of the embedding, colored by class if there are labels."""
     titles = [
         f"{class_names[label]}: {name}" if class_names and label >= 0 else name
         for name, label in zip(seen.names, seen.labels)
@@ -222,7 +222,7 @@ def embedding_map(points: np.ndarray, how: str, seen: Seen, class_names: Sequenc
 
 
 def classification(seen: Seen | None, run: Run, class_names: Sequence[str]) -> str:
-    """Confusion matrix, calibration and classes: of `--mode=eval`, else measured on the sample."""
+    """Returns confusion matrix, calibration and classes: from `--mode=eval`, else measured on the sample."""
     found, whose = _measured(seen, run, class_names)
     if found is None:
         return ""
@@ -242,7 +242,7 @@ def classification(seen: Seen | None, run: Run, class_names: Sequence[str]) -> s
     if "calibration" in found:
         error = found["calibration"]["expected_calibration_error"]
         chart = charts.reliability(found["calibration"]["bins"], label=f"Calibration error {100 * error:.1f}%")
-        caption = f"Expected calibration error {100 * error:.2f}%. Below the diagonal it is too sure of itself. {whose}"
+        caption = f"Expected calibration error {100 * error:.2f}%. Points below the diagonal: overconfident. {whose}"
         parts.append(figure("Calibration", chart, caption))
     parts.append(_classes(found, whose))
     return f'<div class="cards">{"".join(parts)}</div>'
@@ -274,7 +274,7 @@ def _mistakes(matrix: np.ndarray, class_names: Sequence[str]) -> str:
         (text(class_names[i // len(matrix)]), text(class_names[i % len(matrix)]), str(int(wrong.flat[i])))
         for i in worst
     ]
-    return figure("Most frequent mistakes", table(("is", "taken for", "images"), rows, numbers=(2,)))
+    return figure("Most frequent mistakes", table(("true class", "taken for", "images"), rows, numbers=(2,)))
 
 
 def _classes(found: dict, whose: str) -> str:
@@ -296,13 +296,13 @@ def _classes(found: dict, whose: str) -> str:
     if len(rows) > _MANY_CLASSES:
         summary_of_rest = f"<summary>the other {len(rows) - _MANY_CLASSES} classes</summary>"
         inside += f"<details>{summary_of_rest}{part(rows[_MANY_CLASSES:])}</details>"
-    return figure("Classes, the worst first", inside, f"{text(metrics.told(found))}. {whose}")
+    return figure("Classes, worst first", inside, f"{text(metrics.told(found))}. {whose}")
 
 
 def cost(run: Run, network: Network) -> str:
-    """What the network and its training cost."""
+    """Returns the parameters and FLOPs of the network and the cost of its training."""
     rows = [
-        (text(f"{name}"), f"{count_parameters(part):,}", magnitude(count_parameters(part)))
+        (text(name), f"{count_parameters(part):,}", magnitude(count_parameters(part)))
         for name, part in network.parts().items()
     ]
     inside = table(("part", "parameters", ""), rows, numbers=(1, 2))
@@ -321,7 +321,7 @@ def cost(run: Run, network: Network) -> str:
 
 
 def configuration(runs: Sequence[Run]) -> str:
-    """All settings; what differs between runs first."""
+    """Returns all settings, first those that differ between runs."""
     read = [run.settings for run in runs]
     if not any(read):
         return "<p>No configuration was saved.</p>"
@@ -334,7 +334,7 @@ def configuration(runs: Sequence[Run]) -> str:
     parts = []
     if len(runs) > 1:
         rows = [(f"<code>{text(name)}</code>", *(code(one, name) for one in read)) for name in differs]
-        parts.append("<h3>What differs</h3>")
+        parts.append("<h3>Different settings</h3>")
         parts.append(table(("setting", *(run.name for run in runs)), rows) if rows else "<p>Nothing.</p>")
     whose = "in common" if len(runs) > 1 else "all, defaults included"
     rows = [(f"<code>{text(name)}</code>", code(read[0], name)) for name in same]
