@@ -1,4 +1,4 @@
-"""How good a network is, and what it sees: metrics, neighbors, features, contact sheets.
+"""How good a network is and what it sees: metrics, nearest neighbors, features, contact sheets.
 
-Imports what lies below; trains nothing.
+May import `core`, `distribute`, `data` and `models`. Nothing here trains.
 """

@@ -21,20 +21,20 @@ def stream(
     batch_size: int,
     bad_images: BadImages | IgnoredImages | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Computes something for every example of a split, batch by batch, in order.
+    """Computes values for every example of a split, in order, and yields them batch by batch.
 
     Args:
-      strategy: shares the work.
-      examples: what to run over.
-      compute: takes a batch and returns name -> [B, ...].
-      batch_size: over all replicas; the last batch is padded and cut again.
-      bad_images: counts unreadable images, which are left out; without it the first one fails.
+      strategy: strategy whose replicas share the work.
+      examples: source and crop to run over.
+      compute: function that takes a batch and returns name -> [B, ...].
+      batch_size: batch size over all replicas. The last batch is padded; the padding is cut off again.
+      bad_images: counter of unreadable images, which are left out; with None the first one is an error.
 
     Yields:
-      name -> [rows, ...], with `index` and `label` among them.
+      Name -> [rows, ...], including `index` and `label`.
 
     Raises:
-      UserError: where too many images are unreadable.
+      UserError: if too many images are unreadable.
     """
     replicas = strategy.num_replicas_in_sync
     per_replica = max(1, batch_size // replicas)
@@ -50,13 +50,13 @@ def stream(
             bad_images=bad_images,
         )
 
-    def one(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def replica_step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = {**compute(batch), **{name: batch[name] for name in ("index", "label", "weight")}}
         return {name: collectives.concat(value) for name, value in outputs.items()}
 
     @tf.function(reduce_retracing=True, autograph=False)
     def step(batch):
-        outputs = strategy.run(one, args=(batch,))
+        outputs = strategy.run(replica_step, args=(batch,))
         return {name: strategy.experimental_local_results(value)[0] for name, value in outputs.items()}
 
     try:
@@ -64,7 +64,7 @@ def stream(
             outputs = {name: value.numpy() for name, value in step(batch).items()}
             real = outputs.pop("weight") > 0
             yield {name: value[real] for name, value in outputs.items()}
-    except tf.errors.OpError:
+    except tf.errors.OpError:  # If it was one bad image too many, the counter raises an error that names the images.
         if bad_images is not None:
             bad_images.check()
         raise
@@ -80,17 +80,20 @@ def collect(
     batch_size: int,
     max_bad_images: int = 100,
 ) -> dict[str, np.ndarray]:
-    """Computes something for every example of a split, each once and in order.
+    """Computes values for every example of a split, in order, and returns all of them.
 
     Args:
-      strategy: shares the work.
-      examples: what to run over.
-      compute: takes a batch and returns name -> [B, ...].
-      batch_size: over all replicas; the last batch is padded and cut again.
-      max_bad_images: how many unreadable images may be left out.
+      strategy: see `stream`.
+      examples: see `stream`.
+      compute: see `stream`.
+      batch_size: see `stream`.
+      max_bad_images: number of unreadable images that may be left out.
 
     Returns:
-      name -> [examples, ...], with `index` and `label` among them.
+      Name -> [examples, ...], including `index` and `label`.
+
+    Raises:
+      UserError: if too many images, or all of them, are unreadable.
     """
     bad_images = bad_image_counter(max_bad_images, examples.source, elsewhere=cluster.reads_elsewhere(strategy))
     rows: dict[str, list[np.ndarray]] = {}

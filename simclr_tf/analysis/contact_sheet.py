@@ -1,4 +1,4 @@
-"""Contact sheets: images in a grid with names, as a PNG that any viewer and browser shows."""
+"""Contact sheets: labeled grids of images, as PNG files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Cell(NamedTuple):
 
     Attributes:
       image: [H, W, 3] uint8, or floating in [0, 1].
-      caption: what to write below it; cut to fit.
-      frame: color of a frame around it, (red, green, blue) in 0..255, or None.
+      caption: text below the image; cut to fit.
+      frame: color of a frame around the image, (red, green, blue) in 0..255, or None for no frame.
     """
 
     image: np.ndarray
@@ -29,12 +29,12 @@ class Cell(NamedTuple):
     frame: tuple[int, int, int] | None = None
 
 
-# What a picture's side on a sheet may be.
+# Limits of a picture's side on a sheet, for `checks.whole`.
 CELL_PIXELS = {"least": 16, "most": 1024}
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Returns uint8 pixels of uint8 or of floating ones in [0, 1].
+    """Converts floating-point pixels in [0, 1] to uint8; uint8 pixels stay as they are.
 
     >>> to_uint8(np.float32([[[0.0, 0.5, 1.0]]])).tolist()
     [[[0, 128, 255]]]
@@ -44,7 +44,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def png(image: Image.Image | np.ndarray) -> bytes:
-    """Returns the bytes of a PNG file of a picture, or of [H, W, 3] pixels."""
+    """Encodes a picture, or [H, W, 3] pixels, as PNG."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(to_uint8(image))
     file = io.BytesIO()
@@ -63,12 +63,11 @@ def draw(
     """Draws images in a grid.
 
     Args:
-      rows: the pictures; rows may differ in length. Each picture keeps its proportions.
-      columns: what to write above each column.
-      names: what to write to the left of each row.
-      title: what to write above all.
-      cell_pixels: side of the square that a picture fills. Small images are enlarged
-        pixel by pixel, large ones averaged.
+      rows: pictures of each row; rows may differ in length. Each picture keeps its proportions.
+      columns: text above each column.
+      names: text to the left of each row.
+      title: text at the top.
+      cell_pixels: side of a cell in pixels. Small images are enlarged pixel by pixel, large ones averaged.
 
     Returns:
       An RGB picture.
@@ -111,13 +110,13 @@ def _place(sheet: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, corner: tup
 
 
 def _plain(text: str) -> str:
-    """What Pillow's own font can write: accents are dropped, and letters that it lacks become question marks."""
+    """Returns text that Pillow's built-in font can draw: without accents, and with "?" for letters that it lacks."""
     parts = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(letter if letter.isascii() else "?" for letter in parts if not unicodedata.combining(letter))
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, pixels: int) -> str:
-    """Cuts a text that is longer than its place."""
+    """Shortens a text to a width in pixels."""
     text = _plain(text)
     if font.getlength(text) <= pixels:
         return text

@@ -1,4 +1,4 @@
-"""What a network makes of a sample of images: features, neighbours, a map in two dimensions."""
+"""What a network sees in a sample of images: features, nearest neighbors, a map in two dimensions."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from simclr_tf.models import means
 from simclr_tf.models.network import Network, fingerprint, layers
 
 THUMBNAIL = 48
-_PRINCIPAL = 50  # Components that t-SNE and UMAP start from.
+_PRINCIPAL = 50  # Number of principal components that t-SNE and UMAP start from.
 
 
 class Seen(NamedTuple):
-    """A sample and what a network makes of it.
+    """A sample of images and a network's outputs for them.
 
     Attributes:
-      names: [N], of the images.
+      names: [N], names of the images.
       labels: [N] int, -1 where unknown.
       features: [N, D] float32, the encoder's output.
       thumbnails: [N, T, T, 3] uint8.
-      logits: [N, classes], or None without a classifier.
+      logits: [N, classes] float32, or None without a classifier.
     """
 
     names: list[str]
@@ -52,7 +52,7 @@ def look(
     batch_size: int,
     max_bad_images: int,
 ) -> Seen:
-    """Runs a network over a sample of a source's images, through the evaluation's crop."""
+    """Runs a network over a sample of a source's images, with the evaluation's crop."""
     sample = subset.sample(source, max_images)
     thumbnail = min(THUMBNAIL, image_size)
 
@@ -78,15 +78,15 @@ def look(
 
 
 def nearest(features: np.ndarray, queries: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the images most like some of them, themselves left out.
+    """Finds the nearest neighbors of some images among all others.
 
     Args:
       features: [N, D].
-      queries: [Q] numbers of images.
-      count: neighbours of each; fewer where there are fewer.
+      queries: [Q] indices of images.
+      count: number of neighbors of each query, at most N - 1.
 
     Returns:
-      [Q, count] numbers of images, the most similar first, and their cosine similarities.
+      [Q, count] indices of images, the most similar first, and [Q, count] cosine similarities.
     """
     unit = knn.normalize(features)
     similarity = unit[np.asarray(queries)] @ unit.T
@@ -97,7 +97,7 @@ def nearest(features: np.ndarray, queries: Sequence[int], count: int) -> tuple[n
 
 
 def choose_queries(labels: np.ndarray, count: int) -> list[int]:
-    """Chooses images to show: one of each class in turn, evenly spaced where nothing is labelled."""
+    """Chooses `count` images to show: from each class in turn, or evenly spaced if no image has a label."""
     known = [label for label in np.unique(labels) if label >= 0]
     if not known:
         return sorted({int(i) for i in np.linspace(0, len(labels) - 1, min(count, len(labels)))})
@@ -113,19 +113,19 @@ def choose_queries(labels: np.ndarray, count: int) -> list[int]:
 
 
 def principal_components(features: np.ndarray, count: int) -> np.ndarray:
-    """Projects on the directions of greatest variance.
+    """Projects features onto their principal components.
 
     Args:
       features: [N, D].
-      count: how many.
+      count: number of components.
 
     Returns:
-      [N, count] float64; zeros where there are not so many directions. Signs are fixed, so that equal features give
-      equal maps.
+      [N, count] float64; surplus columns are 0 if there are fewer components.
     """
     centered = np.asarray(features, np.float64) - np.mean(features, axis=0, dtype=np.float64)
     _, _, directions = np.linalg.svd(centered, full_matrices=False)
     directions = directions[:count]
+    # The SVD leaves signs open. Fixing them makes maps repeatable: each direction's largest entry is positive.
     signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])
     projected = centered @ (directions * signs[:, None]).T
     return np.pad(projected, ((0, 0), (0, count - projected.shape[1])))
@@ -146,7 +146,7 @@ def _umap(features: np.ndarray) -> np.ndarray:
 
 class _Kind(NamedTuple):
     title: str
-    package: str  # What has to be importable; "" for nothing.
+    package: str  # Module to import; "" for none.
     install: str
     compute: Callable[[np.ndarray], np.ndarray]
 
@@ -159,7 +159,7 @@ _KINDS = {
 
 
 def check_map(kind: str) -> None:
-    """Raises a UserError for a kind of map that is unknown, or needs a package that is not installed."""
+    """Raises a UserError if a kind of map is unknown or needs a package that is not installed."""
     checks.choice("report.map", kind, ("auto", *_KINDS))
     if kind != "auto" and not _installed(_KINDS[kind]):
         install = _KINDS[kind].install
@@ -177,20 +177,20 @@ def flat(features: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
 
     Args:
       features: [N, D], N at least 2.
-      kind: "umap", "tsne", "pca", or "auto" for t-SNE where scikit-learn is installed and PCA elsewhere.
+      kind: "umap", "tsne", "pca", or "auto" for t-SNE if scikit-learn is installed, else PCA.
 
     Returns:
-      [N, 2], and how it was done, for people.
+      [N, 2] float64 positions, and a description of the method for readers.
     """
     check_map(kind)
     why = ""
     if kind == "auto":
         kind = "tsne" if _installed(_KINDS["tsne"]) else "pca"
         if kind == "pca":
-            why = "; scikit-learn would draw a t-SNE map, but is not installed"
-    # Fewer points than these have no neighbourhoods to keep.
+            why = "; install scikit-learn for a t-SNE map"
+    # Fewer points have no neighborhoods that these methods could preserve.
     if kind != "pca" and len(features) < 8:
-        kind, why = "pca", "; too few images for another kind of map"
+        kind, why = "pca", "; there are too few images for another kind of map"
     unit = knn.normalize(features)
     if kind != "pca":
         unit = principal_components(unit, min(_PRINCIPAL, *unit.shape))
@@ -199,18 +199,18 @@ def flat(features: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
 
 
 def check_layer(network: Network, layer: str, configurable: str) -> None:
-    """Raises a UserError for an output that a network does not have."""
+    """Raises a UserError if a network has no such output."""
     checks.choice(f"{configurable}.layer", layer, layers(network))
 
 
 def encoder_fingerprint(network: Network) -> str:
-    """Returns a hash of the variables that vectors depend on."""
+    """Returns a hash of all variables that vectors depend on: those of the encoder and the head."""
     parts = [part for name, part in network.parts().items() if name != "classifier"]
     return fingerprint([variable for part in parts for variable in part.variables])[:16]
 
 
 def vector(network: Network, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Returns what computes `vector` [B, D] and, with a classifier, `probabilities` [B, C] of images in [0, 1]."""
+    """Returns a function from images in [0, 1] to `vector` [B, D] and, with a classifier, `probabilities` [B, C]."""
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = network.outputs(images, training=False)

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracies, calibration, confusion."""
+"""Metrics of a classifier: accuracies, calibration, confusion."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ CALIBRATION_BINS = 15
 
 
 def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str]) -> dict:
-    """Measures accuracy.
+    """Measures accuracies.
 
     Args:
-      labels: [N] int; -1 means unlabelled and is left out.
-      logits: [N, classes], or any scores; the highest wins.
-      class_names: [classes].
+      labels: [N] int; unlabeled examples have -1 and are left out.
+      logits: [N, classes] logits or other scores; the highest wins.
+      class_names: names of all classes.
 
     Returns:
-      `examples`, `top_1`, `top_5` (in [0, 1]; top_5 only with more than five classes), `balanced_accuracy`, the mean
-      of the classes' top-1 accuracies, over `balanced_classes` that have examples, and `per_class` and
-      `per_class_examples`, class name -> top-1 accuracy (None for a class without examples) and number of examples.
+      A dictionary with
+        `examples`: the number of labeled examples;
+        `top_1` and, with more than five classes, `top_5`: accuracies in [0, 1];
+        `balanced_accuracy`: the mean top-1 accuracy of the `balanced_classes` classes that have examples;
+        `per_class`: class name -> top-1 accuracy, or None for a class without examples;
+        `per_class_examples`: class name -> number of examples.
 
     Raises:
-      UserError: when nothing is labelled, or the logits are no numbers.
+      UserError: if no example has a label, or some logits are not numbers.
     """
     labels, logits = _labelled(labels, logits)
-    # The label's rank among the logits; of equal logits the first counts as the higher, as in argmax.
+    # The label's rank among the logits. Of equal logits the first ranks higher, as in argmax.
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
     rank = np.sum((logits > own) | ((logits == own) & earlier), axis=1)
     report = {"examples": int(len(labels)), "top_1": float(np.mean(rank == 0))}
     if logits.shape[1] > 5:
         report["top_5"] = float(np.mean(rank < 5))
-    # ImageNet has two classes "crane".
+    # Names may repeat: ImageNet has two classes "crane".
     names = [name if class_names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(class_names)]
     counts = np.bincount(labels, minlength=len(names)).tolist()
     hits = np.bincount(labels[rank == 0], minlength=len(names)).tolist()
@@ -45,36 +48,40 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: list[str
 
 
 def told(report: dict) -> str:
-    """Says what `classification` reports in a few words; the balanced accuracy only of classes of unequal sizes.
+    """Sums up a report of `classification` in a few words; balanced accuracy appears if class sizes are unequal.
 
     >>> told({"top_1": 0.75, "balanced_accuracy": 0.5, "balanced_classes": 2, "per_class_examples": {"a": 9, "b": 3}})
     'top-1 75.00%, balanced 50.00% (mean of 2 classes of 3 to 9 images)'
     """
-    said = f"top-1 {100 * report['top_1']:.2f}%"
+    text = f"top-1 {100 * report['top_1']:.2f}%"
     sizes = [count for count in report.get("per_class_examples", {}).values() if count]
     if len(set(sizes)) < 2:
-        return said
-    of = f"mean of {report['balanced_classes']} classes of {min(sizes)} to {max(sizes)} images"
-    return f"{said}, balanced {100 * report['balanced_accuracy']:.2f}% ({of})"
+        return text
+    classes = f"mean of {report['balanced_classes']} classes of {min(sizes)} to {max(sizes)} images"
+    return f"{text}, balanced {100 * report['balanced_accuracy']:.2f}% ({classes})"
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray, *, bins: int = CALIBRATION_BINS) -> dict:
-    """Measures how far a classifier's confidence can be believed (Guo et al. 2017).
+    """Measures how well a classifier's confidence predicts its accuracy (Guo et al. 2017).
 
     Args:
-      labels: [N] int; -1 means unlabelled and is left out.
+      labels: [N] int; unlabeled examples have -1 and are left out.
       logits: [N, classes].
-      bins: of equal width over confidence, the highest class probability.
+      bins: number of bins of equal width over confidence, the highest class probability.
 
     Returns:
-      `expected_calibration_error` in [0, 1]: mean over the examples of the distance between their bin's accuracy and
-      mean confidence; and `bins`, one for each that is not empty: `examples`, `confidence`, `accuracy`.
+      A dictionary with
+        `expected_calibration_error`: the mean over all examples of |accuracy - confidence| of their bin, in [0, 1];
+        `bins`: `examples`, `confidence` and `accuracy` of each bin that is not empty.
+
+    Raises:
+      UserError: if no example has a label, or some logits are not numbers.
     """
     labels, logits = _labelled(labels, logits)
     shifted = logits - logits.max(axis=1, keepdims=True)
     confidence = 1 / np.exp(shifted).sum(axis=1)
     correct = logits.argmax(axis=1) == labels
-    # Upper edges belong to their bin, so that a confidence of 1 falls in the last one.
+    # A bin includes its upper edge, so that a confidence of 1 falls into the last one.
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = [
         {
@@ -90,7 +97,7 @@ def calibration(labels: np.ndarray, logits: np.ndarray, *, bins: int = CALIBRATI
 
 
 def confusion_matrix(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns [classes, classes] int64: how many examples of a class (row) were taken for which (column)."""
+    """Returns [classes, classes] int64: the number of examples with each label (row) and prediction (column)."""
     labels, logits = _labelled(labels, logits)
     matrix = np.zeros([logits.shape[1]] * 2, np.int64)
     np.add.at(matrix, (labels, logits.argmax(axis=1)), 1)
@@ -100,11 +107,11 @@ def confusion_matrix(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
 def _labelled(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = labels >= 0
     if not np.any(known):
-        raise UserError("none of the images to evaluate on has a label; choose a labelled split")
-    spoilt = np.isnan(logits[known]).any(axis=1).sum()
-    if spoilt:
+        raise UserError("none of the evaluation images has a label; choose a labeled split")
+    bad = np.isnan(logits[known]).any(axis=1).sum()
+    if bad:
         raise UserError(
-            f"the network says nothing of {spoilt} of {known.sum()} images (its outputs are not numbers): its weights "
-            "are spoilt; use an earlier checkpoint, or train again with a lower learning rate"
+            f"the network's outputs for {bad} of {known.sum()} images are not numbers, so its weights are useless; use "
+            "an earlier checkpoint, or train again with a lower learning rate"
         )
     return labels[known], np.asarray(logits[known], np.float64)

@@ -1,4 +1,4 @@
-"""Training images as the network sees them, for people: the views of the first step, and each augmentation alone."""
+"""Pictures of training images as the network sees them: the first step's views, and each augmentation alone."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from simclr_tf.data.host_crops import one_crop, two_crops
 from simclr_tf.data.pipeline import train_dataset
 from simclr_tf.data.sources.source import Source
 
+# Parameter of `Augment` -> name on the sheet.
 _NAMES = {
     "jitter_probability": "color",
     "gray_probability": "gray",
@@ -32,13 +33,13 @@ _NAMES = {
 
 
 class Views(NamedTuple):
-    """Training images and what becomes of them.
+    """Training images and their augmented versions.
 
     Attributes:
-      names: [N], of the files or examples.
+      names: [N], names of the files or examples.
       labels: [N] int, -1 where unknown.
-      indices: [N] int, in the source.
-      columns: name -> N images, [H, W, 3] uint8 or float32 in [0, 1]; the originals of any size.
+      indices: [N] int, indices in the source.
+      columns: name -> N images, [H, W, 3] uint8 or float32 in [0, 1]; the originals may have any size.
     """
 
     names: list[str]
@@ -48,7 +49,7 @@ class Views(NamedTuple):
 
 
 def original(source: Source, index: int) -> np.ndarray:
-    """Returns a whole decoded image, [H, W, 3] uint8; it has to be readable."""
+    """Decodes a readable image as a whole, without a crop: [H, W, 3] uint8."""
     resident = source.resident()
     if resident is not None:
         return resident.images[index]
@@ -56,7 +57,7 @@ def original(source: Source, index: int) -> np.ndarray:
 
 
 def alone(augment: Augment) -> dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
-    """Returns each augmentation that is on, by its name in the sheet: alone, certain, in the strength that is set."""
+    """Returns each augmentation that is on, by its name on the sheet: alone, always applied, at the strength set."""
     settings = augment.describe()
     parts: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {}
     if augment.flip:
@@ -79,23 +80,23 @@ def views(
     data_dir: str | None = None,
     count_unreadable: bool = True,
 ) -> Views:
-    """Makes what the run with this seed makes of the first images of its first step, to the bit.
+    """Reproduces the first images of a run's first step, to the bit.
 
     Args:
-      data: its training split is used.
-      augment: what training does to an image.
-      stream: a stage's first one: of "images" there are two views, of "unlabelled" and "labelled" ones one; the latter
-        are the labelled subset.
-      num_images: how many; no more than there are.
-      seed: the run's.
-      data_dir: where data sets lie.
-      count_unreadable: whether too many unreadable images are an error; counting them needs Python where they are read.
+      data: data set, whose training split is used.
+      augment: augmentation of the training images.
+      stream: name of the stage's first stream: "images" makes two views, "unlabelled" and "labelled" make one;
+        "labelled" takes the labeled subset.
+      num_images: number of images, at most as many as there are.
+      seed: seed of the run.
+      data_dir: folder of the data sets.
+      count_unreadable: whether too many unreadable images are an error; counting works only if this process reads them.
 
     Returns:
-      The columns: originals, the views, the crop alone, and each augmentation alone on the whole image.
+      Views with the columns original, the views, the crop alone, and each augmentation alone on the whole image.
 
     Raises:
-      UserError: for data that cannot be had.
+      UserError: if the data cannot be read.
     """
     two_views = stream == "images"
     source = data.open_labelled(data_dir) if stream == "labelled" else data.open(data.train_split, data_dir)
@@ -121,6 +122,7 @@ def views(
     index = batch["index"]
     crops = {name: batch[name] for name in (("view_1", "view_2") if two_views else ("image",))}
     seeds = randomness.example_seed(seed, randomness.stream(f"device/{stream}"), 0, index)
+    # The same seeds as in the stages, so that the views are those of the run.
     folded = {name: randomness.fold_in(seeds, randomness.stream(name)) if two_views else seeds for name in crops}
     columns: dict[str, Sequence[np.ndarray]] = {"original": [original(source, i) for i in index.numpy()]}
     columns.update((name.replace("_", " "), augment(crops[name], folded[name]).numpy()) for name in crops)
@@ -134,7 +136,7 @@ def views(
 
 
 def _square(image: np.ndarray, size: int) -> tf.Tensor:
-    """The largest central square, brought to a size: [size, size, 3] float32 in [0, 1]."""
+    """Resizes the largest central square of an image: [size, size, 3] float32 in [0, 1]."""
     side = min(image.shape[:2])
     y, x = ((length - side) // 2 for length in image.shape[:2])
     square = unit_images(tf.convert_to_tensor(image[y : y + side, x : x + side]))
@@ -142,12 +144,10 @@ def _square(image: np.ndarray, size: int) -> tf.Tensor:
 
 
 def sheet(found: Views, class_names: Sequence[str] | None, *, title: str, cell_pixels: int = 96) -> Image.Image:
-    """Draws views as a contact sheet, one image a row, with its label and name."""
-    rows = []
-    for i in range(len(found.names)):
-        rows.append([Cell(images[i]) for images in found.columns.values()])
+    """Draws views as a contact sheet: one row per image, with its label and name."""
+    rows = [[Cell(images[i]) for images in found.columns.values()] for i in range(len(found.names))]
     names = []
     for name, label in zip(found.names, found.labels):
-        of_class = f"{class_names[label]}: " if class_names and label >= 0 else ""
-        names.append(of_class + os.path.basename(name))
+        prefix = f"{class_names[label]}: " if class_names and label >= 0 else ""
+        names.append(prefix + os.path.basename(name))
     return contact_sheet.draw(rows, columns=list(found.columns), names=names, title=title, cell_pixels=cell_pixels)

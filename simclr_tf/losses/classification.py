@@ -9,14 +9,14 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Computes the softmax cross-entropy of integer labels.
 
     Args:
-      labels: [B] int32; -1 marks an unlabelled example, whose loss is 0.
+      labels: [B] int32; -1 marks an unlabeled example, whose loss is 0.
       logits: [B, classes].
 
     Returns:
       [B] in the logits' type.
     """
     known = labels >= 0
-    # TensorFlow fails on a label of -1 on CPUs and returns NaN on GPUs, so unlabelled examples borrow class 0.
+    # TensorFlow fails on a label of -1 on CPUs and returns NaN on GPUs, so unlabeled examples borrow class 0.
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.where(known, labels, 0), logits=logits)
     return tf.where(known, losses, tf.zeros_like(losses))
 

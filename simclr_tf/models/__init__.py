@@ -1,1 +1,4 @@
-"""Networks: SK-ResNet encoders and the heads on top of them."""
+"""The networks: SK-ResNet encoders, and the projection heads and classifiers on top of them.
+
+May import `core` and `distribute`. Losses and training live elsewhere.
+"""

@@ -1,8 +1,7 @@
-"""Building blocks of the encoders: convolution with batch norm, selective kernels, squeeze-and-excitation, residual
-blocks.
+"""Building blocks of encoders: convolution with batch norm, selective kernels, squeeze-and-excitation, residual blocks.
 
-`units()` lists a block's convolutions and batch norms in the order in which the published code creates them; its
-checkpoints number them so.
+`units()` yields a block's convolutions and batch norms in the order in which the published code creates them, because
+published checkpoints number them in that order.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from simclr_tf.models.normalization import BatchNorm
 
 
 class ConvNorm(keras.layers.Layer):
-    """Convolution, batch norm and, if asked for, ReLU."""
+    """Convolution, batch norm and optionally ReLU."""
 
     def __init__(
         self, filters: int, kernel_size: int, *, strides: int = 1, relu: bool = True, zero: bool = False, **kwargs
     ):
-        """Creates the pair; `zero` starts gamma at zero (the end of a residual branch)."""
+        """Creates the layers; `zero` starts gamma at 0, for the end of a residual branch."""
         super().__init__(**kwargs)
         policy = self._dtype_policy
         self.conv = Conv(filters, kernel_size, strides=strides, dtype=policy)
@@ -40,7 +39,7 @@ class ConvNorm(keras.layers.Layer):
 
 
 class SelectiveKernel(keras.layers.Layer):
-    """Two streams of 3x3 convolutions mixed by attention over the streams (Li et al. 2019; SimCLRv2's variant)."""
+    """Two streams of 3x3 convolutions, mixed by attention over the streams (Li et al. 2019, in SimCLRv2's variant)."""
 
     MIN_REDUCED_FILTERS = 32
 
@@ -49,7 +48,7 @@ class SelectiveKernel(keras.layers.Layer):
         super().__init__(**kwargs)
         policy = self._dtype_policy
         reduced = max(int(filters * sk_ratio), self.MIN_REDUCED_FILTERS)
-        # One convolution with twice the filters is both streams.
+        # Both streams in one convolution with twice the filters.
         self.streams = ConvNorm(2 * filters, 3, strides=strides, dtype=policy)
         self.reduce = ConvNorm(reduced, 1, dtype=policy)
         self.mix = Conv(2 * filters, 1, dtype=policy)
@@ -90,7 +89,7 @@ class SqueezeExcite(keras.layers.Layer):
 
 
 class Shortcut(keras.layers.Layer):
-    """A residual block's projection: a strided 1x1, or ResNet-D's average pool before it (He et al. 2019)."""
+    """Projection shortcut: a strided 1x1 convolution, or ResNet-D's average pool and a plain one (He et al. 2019)."""
 
     def __init__(self, filters: int, *, strides: int, average_pool: bool, **kwargs):
         """Creates the projection to `filters` channels."""
@@ -105,7 +104,7 @@ class Shortcut(keras.layers.Layer):
         """[B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters]."""
         if self._average_pool:
             strided = self._strides > 1
-            if strided:
+            if strided:  # At the edge of odd maps, zeros count in the average, as in the published code.
                 inputs = tf.pad(inputs, fixed_padding(2))
             inputs = tf.nn.avg_pool2d(inputs, 2, self._strides, "VALID" if strided else "SAME")
         return self.project(inputs, training=training)
@@ -119,13 +118,13 @@ class ResidualBlock(keras.layers.Layer):
     """Two 3x3 convolutions (`BasicBlock`) or 1x1, 3x3, 1x1 (`Bottleneck`), plus the shortcut, then ReLU."""
 
     def __init__(self, branch: list, *, width: int, shortcut: Shortcut | None, se_filters: int, **kwargs):
-        """Creates a block from its branch's layers.
+        """Creates a block from the layers of its residual branch.
 
         Args:
-          branch: layers of the residual branch, the last without ReLU.
-          width: channels that leave the block.
-          shortcut: the projection where shape changes, else None.
-          se_filters: channels of the bottleneck of squeeze-and-excitation at the branch's end; 0 for none.
+          branch: layers of the residual branch, the last of them without ReLU.
+          width: number of output channels.
+          shortcut: projection shortcut, or None for the identity.
+          se_filters: bottleneck channels of squeeze-and-excitation at the end of the branch; 0 for none.
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)
@@ -151,15 +150,15 @@ class ResidualBlock(keras.layers.Layer):
 
 
 def squeezed_filters(filters: int, se_ratio: float) -> int:
-    """Returns the channels of squeeze-and-excitation's bottleneck, by the block's 3x3 convolution as published."""
+    """Returns squeeze-and-excitation's bottleneck channels, by the filters of the 3x3 convolution as published."""
     return max(1, int(filters * se_ratio)) if se_ratio > 0 else 0
 
 
 def basic_block(
     filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype: keras.mixed_precision.Policy
 ) -> ResidualBlock:
-    """ResNet-18/34's block: two 3x3 convolutions to `filters` channels (no selective kernels: see `ResNet`)."""
-    del sk_ratio
+    """Makes a block of ResNet-10/18/34: two 3x3 convolutions with `filters` channels, without selective kernels."""
+    del sk_ratio  # `ResNet` refuses it.
     shortcut = Shortcut(filters, strides=strides, average_pool=False, dtype=dtype) if project else None
     branch = [
         ConvNorm(filters, 3, strides=strides, dtype=dtype),
@@ -172,7 +171,7 @@ def basic_block(
 def bottleneck(
     filters: int, *, strides: int, project: bool, sk_ratio: float, se_ratio: float, dtype: keras.mixed_precision.Policy
 ) -> ResidualBlock:
-    """ResNet-50's and deeper nets' block: 1x1, 3x3 (or selective kernels) at `filters`, 1x1 to 4 x `filters`."""
+    """Makes a block of ResNet-50 and deeper: 1x1 and 3x3 (or selective kernels) to `filters`, 1x1 to 4 x `filters`."""
     width = 4 * filters
     shortcut = Shortcut(width, strides=strides, average_pool=sk_ratio > 0, dtype=dtype) if project else None
     if sk_ratio > 0:

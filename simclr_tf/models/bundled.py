@@ -1,4 +1,4 @@
-"""Trained networks that come with the package: `embedded:NAME`, where a workdir is wanted."""
+"""Trained networks in the package: `embedded:NAME` stands for a workdir."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _PREFIX = "embedded:"
 
 
 def names() -> list[str]:
-    """Returns the names of what is embedded."""
+    """Returns the names of the embedded networks, sorted."""
     return sorted(entry for entry in os.listdir(FOLDER) if os.path.exists(os.path.join(FOLDER, entry, "card.json")))
 
 
 def is_embedded(workdir: str) -> bool:
-    """Whether a flag's value names an embedded network, or several workdirs with one among them."""
+    """Returns whether a workdir, or one of several separated by commas, is an embedded network."""
     return any(part.startswith(_PREFIX) for part in workdir.split(","))
 
 
 def resolve(workdir: str, flag: str) -> str:
-    """Returns the folder of an embedded network, which is a finished run's workdir; anything else as it is.
+    """Replaces `embedded:NAME` by the network's folder, the workdir of a finished run; leaves other paths alone.
 
     Args:
-      workdir: a flag's value; of several with commas between them each is resolved.
-      flag: what it was given as, for messages.
+      workdir: a workdir, or several separated by commas.
+      flag: the flag that gave it, for messages.
 
     Raises:
       UserError: for an unknown name.
@@ -39,5 +39,5 @@ def _resolve_one(workdir: str, flag: str) -> str:
         return workdir
     name = workdir[len(_PREFIX) :]
     if name not in names():
-        raise UserError(f"{flag}={workdir} is unknown; there is embedded:{', embedded:'.join(names())}")
+        raise UserError(f"{flag}={workdir} is unknown; choose embedded:{' or embedded:'.join(names())}")
     return os.path.join(FOLDER, name)

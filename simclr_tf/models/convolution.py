@@ -1,9 +1,9 @@
-"""The one convolution in this project, and on CPUs a quicker and smaller way to its kernel's gradient.
+"""The project's only convolution, with a kernel gradient for CPUs that takes less time and memory.
 
-oneDNN, which computes TensorFlow's convolutions on x86 CPUs, is quick in bfloat16 forward and to the inputs, but
-reaches a fifth to a half of that for the kernel's gradient of small maps with many channels. That gradient is a
-convolution too: of the inputs by the outputs' gradient, with examples and channels exchanged. `docs/performance.md` has
-the figures, and what else was tried.
+oneDNN computes TensorFlow's convolutions on x86 CPUs. In bfloat16 its outputs and input gradients are fast, but for
+small maps with many channels its kernel gradients reach only a fifth to a half of that speed. A kernel gradient is a
+convolution, too: of the inputs with the output gradient, with examples and channels exchanged. `docs/performance.md`
+has the figures and the alternatives that were tried.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from collections.abc import Iterator
 
 from simclr_tf.core.tf import keras, tf
 
-# Examples x positions that one exchanged convolution takes: 64 channels of them are 1 MiB in bfloat16, a core's cache.
+# Examples x positions per exchanged convolution: with 64 channels 1 MiB in bfloat16, which fits a core's cache.
 _PART = 8192
-# Replicas are traced in threads of their own.
-_here = threading.local()
+# Thread-local, since each replica is traced in a thread of its own.
+_switch = threading.local()
 
 
 @contextlib.contextmanager
 def cpu_kernel_gradients(on: bool = True) -> Iterator[None]:
-    """Within it, convolutions compute gradients as it is best on a CPU.
+    """While active, convolutions compute their gradients in the best way for a CPU.
 
-    The kernel's gradient is a forward convolution where oneDNN gains by it, and in float32 comes before the inputs'
-    one, for the memory. For CPUs without XLA: the values agree up to rounding everywhere, but other devices and
-    compilers have good kernel gradients of their own.
+    A kernel gradient is computed as a forward convolution where oneDNN is faster at that. In float32, kernel gradients
+    come before input gradients, to save memory. Use it on CPUs without XLA: elsewhere the values agree up to rounding,
+    but other devices and compilers have good kernel gradients of their own.
     """
-    before = getattr(_here, "on", False)
-    _here.on = on
+    before = getattr(_switch, "on", False)
+    _switch.on = on
     try:
         yield
     finally:
-        _here.on = before
+        _switch.on = before
 
 
 def fixed_padding(kernel_size: int) -> list[list[int]]:
-    """Padding of a convolution that does not depend on the input's size: (k - 1) // 2 before, the rest after."""
+    """Returns padding that does not depend on the input's size: (k - 1) // 2 before, the rest of k - 1 after."""
     before = (kernel_size - 1) // 2
     pair = [before, kernel_size - 1 - before]
     return [[0, 0], pair, pair, [0, 0]]
 
 
 def exchange_pays(kernel_shape: tf.TensorShape, positions: int | None, dtype: tf.DType) -> bool:
-    """Whether the exchanged gradient is the quicker one on a CPU.
+    """Returns whether the exchanged kernel gradient is the faster one on a CPU, by measurements.
 
     Args:
       kernel_shape: [k, k, C, F].
-      positions: of the output's map, H' x W'; None where unknown.
-      dtype: that the convolution computes in.
+      positions: number of positions in the output map, H' x W'; None if unknown.
+      dtype: type that the convolution computes in.
     """
     size, _, *channels = kernel_shape
     if dtype != tf.bfloat16 or size == 1 or min(channels) < 32 or positions is None:
@@ -58,14 +58,15 @@ def exchange_pays(kernel_shape: tf.TensorShape, positions: int | None, dtype: tf
 
 
 def exchanged_gradient(inputs: tf.Tensor, gradient: tf.Tensor, *, kernel_size: int, strides: int) -> tf.Tensor:
-    """The gradient of a convolution with respect to its kernel, as a forward convolution.
+    """Computes the gradient of a convolution with respect to its kernel, as a forward convolution.
 
-    dK[i, j, c, f] = sum over n, y, x of inputs[n, s y + i, s x + j, c] gradient[n, y, x, f]: channels take the place of
-    examples, examples that of channels, the gradient that of the kernel, and its stride becomes a dilation.
+    dK[i, j, c, f] = sum over n, y, x of inputs[n, s y + i, s x + j, c] gradient[n, y, x, f]: the channels take the role
+    of the examples, the examples that of the channels, the gradient that of the kernel, and the stride that of a
+    dilation.
 
     Args:
-      inputs: [B, H, W, C]; padded already when `strides` is above 1, as `convolve` does.
-      gradient: [B, H', W', F], of the outputs.
+      inputs: [B, H, W, C]; already padded if `strides` is above 1, as in `convolve`.
+      gradient: [B, H', W', F], gradient with respect to the outputs.
       kernel_size: k.
       strides: s.
 
@@ -75,7 +76,7 @@ def exchanged_gradient(inputs: tf.Tensor, gradient: tf.Tensor, *, kernel_size: i
     batch, height, width, _ = gradient.shape
     part = batch if None in (batch, height, width) else max(32, _PART // (height * width) // 32 * 32)
 
-    def of(inputs: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    def exchange(inputs: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         return tf.nn.conv2d(
             tf.transpose(inputs, [3, 1, 2, 0]),
             tf.transpose(gradient, [1, 2, 0, 3]),
@@ -85,23 +86,23 @@ def exchanged_gradient(inputs: tf.Tensor, gradient: tf.Tensor, *, kernel_size: i
         )
 
     if batch is None or batch <= part:
-        exchanged = of(inputs, gradient)
+        exchanged = exchange(inputs, gradient)
     else:
-        parts = [of(inputs[i : i + part], gradient[i : i + part]) for i in range(0, batch, part)]
+        parts = [exchange(inputs[i : i + part], gradient[i : i + part]) for i in range(0, batch, part)]
         wide = tf.float64 if gradient.dtype == tf.float64 else tf.float32
         exchanged = tf.cast(tf.add_n([tf.cast(part, wide) for part in parts]), gradient.dtype)
-    # A stride may leave a last row and column that no window reached.
+    # With a stride, the inputs may end in rows and columns that no window reached; they make surplus rows and columns.
     return tf.transpose(exchanged[:, :kernel_size, :kernel_size], [1, 2, 0, 3])
 
 
 def _with_own_gradient(
     inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int, padding: str, exchange: bool
 ) -> tf.Tensor:
-    """A convolution whose kernel's gradient is exchanged, or else comes before its inputs' one.
+    """Convolves with a kernel gradient that is exchanged, or else computed before the input gradient.
 
-    Left to itself TensorFlow hurries back through the network and leaves kernels' gradients for later, while all that
-    they are made of stays in memory: in float32 a fifth of a step's memory. In bfloat16 the order gains 4 % of memory
-    and costs 1 % of the time, and is left to TensorFlow.
+    By default, TensorFlow rushes back through the network and computes kernel gradients later, while all their inputs
+    stay in memory: in float32 a fifth of a step's memory. In bfloat16 TensorFlow keeps its order, since ours would save
+    4 % of the memory and cost 1 % of the time.
     """
 
     @tf.custom_gradient
@@ -122,27 +123,27 @@ def _with_own_gradient(
 
 
 def convolve(inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int = 1) -> tf.Tensor:
-    """2-D convolution with padding that does not depend on the input's size.
+    """Computes a 2-D convolution with padding that does not depend on the input's size.
 
     Args:
       inputs: [B, H, W, C].
       kernel: [k, k, C, F] of the same type.
-      strides: SAME at 1; when above, padded by `fixed_padding` and then VALID. A kernel of 1x1 takes every `strides`-th
-        row and column first: oneDNN's gradient of a strided 1x1 kernel writes outside its memory (docs/performance.md).
+      strides: step between windows. At 1 the padding is SAME; above, it is `fixed_padding`, then VALID.
 
     Returns:
       [B, ceil(H / strides), ceil(W / strides), F].
     """
     size, padding = kernel.shape[0], "SAME"
     if size == 1 and strides > 1:
+        # oneDNN's gradient of a strided 1x1 kernel writes outside its memory (docs/performance.md).
         inputs, strides = inputs[:, ::strides, ::strides], 1
     height, width = inputs.shape[1:3]
     positions = None if None in (height, width) else -(-height // strides) * -(-width // strides)
     if strides > 1:
-        # As an operation of its own: with explicit padding, TensorFlow on CPUs takes gradients that are ten times
-        # slower (and in bfloat16 a hundred). XLA folds it into the convolution.
+        # Padding is an operation of its own, since a convolution with explicit padding has gradients that are ten times
+        # slower on CPUs (a hundred times in bfloat16). XLA folds the two into one.
         inputs, padding = tf.pad(inputs, fixed_padding(size)), "VALID"
-    if getattr(_here, "on", False):
+    if getattr(_switch, "on", False):
         exchange = exchange_pays(kernel.shape, positions, kernel.dtype)
         if exchange or kernel.dtype != tf.bfloat16:
             return _with_own_gradient(inputs, kernel, strides=strides, padding=padding, exchange=exchange)
@@ -150,10 +151,10 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, *, strides: int = 1) -> tf.Te
 
 
 class Conv(keras.layers.Layer):
-    """2-D convolution; SAME at stride 1, explicit padding and VALID when strided."""
+    """2-D convolution layer with the padding of `convolve`."""
 
     def __init__(self, filters: int, kernel_size: int, *, strides: int = 1, use_bias: bool = False, **kwargs):
-        """Creates a convolution with `filters` outputs and a square kernel."""
+        """Creates a convolution to `filters` channels with a square kernel."""
         super().__init__(**kwargs)
         self._filters = filters
         self._kernel_size = kernel_size

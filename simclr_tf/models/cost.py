@@ -1,4 +1,4 @@
-"""What a network costs: parameters and FLOPs."""
+"""The cost of a network: parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import math
 from simclr_tf.core.tf import tf
 from simclr_tf.models.network import Network
 
-# Architecture and image size -> FLOPs: making the graph to count takes seconds.
+# Architecture and image size -> FLOPs, since building the graph to count them takes seconds.
 _known_flops: dict[str, int] = {}
 
 
 def count_parameters(module: tf.Module) -> int:
-    """Returns the number of values in a network, a batch norm's moving averages included, as published tables count."""
+    """Returns the number of parameters, including batch norm's moving averages, as published tables count them."""
     return sum(math.prod(variable.shape) for variable in module.variables)
 
 
 def flops_per_image(network: Network) -> int:
-    """Returns the FLOPs of the encoder's forward pass on one image, a multiplication and an addition counted as two.
+    """Returns the FLOPs of the encoder's forward pass on one image; a multiply-add counts as two.
 
-    Convolutions and matrix products are counted, as papers do; the rest is a few per cent.
+    Like papers, this counts convolutions and matrix products only; everything else adds a few per cent.
     """
     size = network.image_size
     key = json.dumps([network.encoder.describe(), size], sort_keys=True)

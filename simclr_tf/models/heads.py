@@ -1,4 +1,4 @@
-"""Heads on top of an encoder: the projection head and the linear classifier."""
+"""The heads on top of an encoder: projection head and linear classifier."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from simclr_tf.models.normalization import BatchNorm
 
 
 class ProjectionLayer(keras.layers.Layer):
-    """Dense without bias, batch norm, and, except in a head's last layer, ReLU."""
+    """Dense layer without bias, batch norm and, except in a head's last layer, ReLU."""
 
     def __init__(self, units: int, *, last: bool, **kwargs):
-        """Creates a layer with `units` outputs; the last one has no `beta` and no ReLU."""
+        """Creates a layer with `units` outputs; a head's last layer has neither `beta` nor ReLU."""
         super().__init__(**kwargs)
         self.dense = keras.layers.Dense(
             units,
@@ -30,7 +30,7 @@ class ProjectionLayer(keras.layers.Layer):
 
 
 class ProjectionHead(keras.Model):
-    """N projection layers: hidden ones as wide as the encoder's output, the last `output_dim` (Chen et al. 2020b)."""
+    """Projection head: hidden layers as wide as the encoder's output, then one of `output_dim` (Chen et al. 2020b)."""
 
     def __init__(
         self, input_dim: int, num_layers: int = 3, output_dim: int = 128, used_layers: int | None = None, **kwargs
@@ -38,11 +38,11 @@ class ProjectionHead(keras.Model):
         """Creates the layers.
 
         Args:
-          input_dim: width of the encoder's output, and of the hidden layers.
-          num_layers: 0-4; 0 contrasts the encoder's output itself.
+          input_dim: width of the encoder's output and of the hidden layers.
+          num_layers: number of layers, 0-4; with 0 the loss contrasts the encoder's output itself.
           output_dim: width of the projection.
-          used_layers: how many of the layers exist, the first ones; None for all. Fine-tuning from a hidden layer
-            throws away what comes after it.
+          used_layers: number of layers to create, from the first on; None for all. Fine-tuning from a hidden layer
+            drops the layers after it.
           **kwargs: `name` and `dtype` (a Keras policy).
         """
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class ProjectionHead(keras.Model):
         checks.whole("ProjectionHead.output_dim", output_dim, hint=", such as 128")
         if used_layers is not None and used_layers not in range(num_layers + 1):
             raise UserError(
-                f"layer {used_layers!r} of the projection head is asked for, but the head has {num_layers} layer(s); "
+                f"the projection head has no layer {used_layers!r}, only {num_layers} layer(s); "
                 f"choose 0 (the encoder's output) to {num_layers}"
             )
         self.num_layers, self.output_dim = num_layers, output_dim
@@ -68,12 +68,11 @@ class ProjectionHead(keras.Model):
         Args:
           features: [B, input_dim], the encoder's `final_avg_pool`.
           training: batch norm's mode.
-          frozen: how many layers, from the first on, stay in inference mode whatever `training` says, and pass no
-            gradient.
+          frozen: number of layers, from the first on, that always stay in inference mode and pass no gradient.
 
         Returns:
-          `head_layer_0` (the features), `head_layer_1` .. `head_layer_N` (hidden ones after ReLU), and, of a head that
-          is whole, `projection`, which is the last of them.
+          `head_layer_0` (the features), `head_layer_1` .. `head_layer_N` (after ReLU, except in the last layer) and, if
+          the head has all its layers, `projection`, which equals the last of them.
         """
         outputs = {"head_layer_0": features}
         x = features
@@ -87,15 +86,15 @@ class ProjectionHead(keras.Model):
         return outputs
 
     def describe(self) -> dict:
-        """Returns the constructor's values, less the width that follows from the encoder."""
+        """Returns the constructor's arguments, except the width, which follows from the encoder."""
         return {"num_layers": self.num_layers, "output_dim": self.output_dim, "used_layers": self.used_layers}
 
 
 class Classifier(keras.layers.Layer):
-    """A linear layer to class logits, computed in the variables' type."""
+    """Linear layer to class logits, computed in the type of its variables."""
 
     def __init__(self, num_classes: int, *, zero_init: bool = False, **kwargs):
-        """Creates the layer; `zero_init` starts with equal logits instead of small random ones."""
+        """Creates the layer; `zero_init` makes the first logits all 0 instead of small and random."""
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.dense = keras.layers.Dense(

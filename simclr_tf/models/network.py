@@ -1,4 +1,4 @@
-"""The network that stages train and tools load: encoder, projection head, classifier."""
+"""The network that stages train and commands load: encoder, projection head and classifier."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from simclr_tf.models.heads import Classifier, ProjectionHead
 from simclr_tf.models.normalization import BatchNorm
 from simclr_tf.models.resnet import ResNet
 
+# The entries of a description that have to match before a part can take another network's values.
 _DESCRIBED_BY = {"encoder": ("encoder",), "classifier": ("num_classes", "classifier_layer")}
 
 
 class Frozen(NamedTuple):
-    """What stays as it is in training.
+    """The part of a network that training leaves unchanged.
 
     Attributes:
-      sections: how many of the encoder's, from the stem on.
-      head_layers: how many of the projection head's, from the first on.
-      layers: all of these as modules.
+      sections: number of frozen encoder sections, from the stem on.
+      head_layers: number of frozen projection head layers, from the first on.
+      layers: all frozen layers.
     """
 
     sections: int
@@ -31,7 +32,7 @@ class Frozen(NamedTuple):
     layers: list[tf.Module]
 
     def variables(self) -> list[tf.Variable]:
-        """Returns the variables that must not change."""
+        """Returns all variables of the frozen layers."""
         return [variable for layer in self.layers for variable in layer.variables]
 
 
@@ -43,7 +44,7 @@ def _layers(encoder: ResNet, sections: int) -> list[tf.Module]:
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
-    """Lists where two descriptions disagree, as "name is X there, Y here"."""
+    """Lists the entries in which two descriptions differ, as "name is X there, Y here"."""
     return [
         f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here"
         for name in sorted({*found, *wanted})
@@ -52,13 +53,13 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 
 def _head_mismatch(there: dict | None, here: dict) -> list[str]:
-    """A head fits when the layers used here exist there and are of the same kind; what comes after does not matter."""
+    """Lists why a head does not fit: it needs the layers used here, in the same form; later layers may differ."""
     there = there or {"num_layers": 0, "output_dim": 0}
     used_there, used_here = there.get("used_layers", there["num_layers"]), here["used_layers"]
     if used_there < used_here:
         return [f"the head has {used_there} layer(s) there, {used_here} are used here"]
 
-    def is_projection(side: dict) -> bool:  # The last layer of a head is of another kind than hidden ones.
+    def is_projection(side: dict) -> bool:  # A head's last layer has another form than hidden layers.
         return 0 < used_here == side["num_layers"]
 
     if is_projection(there) != is_projection(here):
@@ -76,7 +77,7 @@ def _head_mismatch(there: dict | None, here: dict) -> list[str]:
 class Network(tf.Module):
     """An encoder with an optional projection head and an optional classifier on one of the head's layers.
 
-    The parts are checkpointed one by one, so that any stage can start from what another has trained.
+    The parts are checkpointed one by one, so that any stage can start from the parts that another has trained.
     """
 
     def __init__(
@@ -93,16 +94,16 @@ class Network(tf.Module):
         """Creates all variables.
 
         Args:
-          make_encoder: takes `dtype`.
-          make_head: takes `input_dim` and `dtype`; None for no projection head.
-          num_classes: of the classifier; 0 for none.
-          classifier_layer: the head's layer that the classifier reads: 0 is the encoder's output.
-          zero_init_classifier: start with equal logits.
-          image_size: of the images in training, in pixels.
-          precision: "float32", "bfloat16" (compute; variables stay float32) or "float64".
+          make_encoder: function that takes `dtype` and makes the encoder.
+          make_head: function that takes `input_dim` and `dtype` and makes the projection head; None for no head.
+          num_classes: number of classes; 0 for no classifier.
+          classifier_layer: head layer that the classifier reads; 0 is the encoder's output.
+          zero_init_classifier: whether the first logits are all 0.
+          image_size: side of the training images, in pixels.
+          precision: "float32", "bfloat16" (to compute in; variables stay float32) or "float64".
 
         Raises:
-          UserError: for a layer that the head does not have.
+          UserError: if the head has no such layer.
         """
         super().__init__(name="network")
         policy = keras.mixed_precision.Policy(POLICIES[precision])
@@ -111,7 +112,7 @@ class Network(tf.Module):
         layers = self.head.used_layers if self.head is not None else 0
         if classifier_layer not in range(layers + 1):
             raise UserError(
-                f"the classifier is to read projection head layer {classifier_layer!r}, but the head has {layers} "
+                f"the classifier should read layer {classifier_layer!r} of the projection head, which has {layers} "
                 f"layer(s); choose 0 (the encoder's output) to {layers}"
             )
         self.classifier = Classifier(num_classes, zero_init=zero_init_classifier, dtype=policy) if num_classes else None
@@ -123,7 +124,7 @@ class Network(tf.Module):
         self._build()
 
     def _build(self) -> None:
-        """Creates the variables by tracing the network once on paper."""
+        """Creates the variables by tracing the network, without running it."""
 
         @tf.function(
             input_signature=[tf.TensorSpec([2, self.image_size, self.image_size, 3], self.dtype)], autograph=False
@@ -135,15 +136,15 @@ class Network(tf.Module):
         trace.get_concrete_function()
 
     def outputs(self, images: tf.Tensor, *, training: bool, frozen: Frozen | None = None) -> dict[str, tf.Tensor]:
-        """Computes every named output but the logits.
+        """Computes all named outputs except the logits.
 
         Args:
           images: [B, H, W, 3] in [0, 1].
-          training: batch norm's mode in what is not frozen.
-          frozen: what passes no gradient and stays in inference mode; see `frozen_up_to`.
+          training: batch norm's mode in layers that are not frozen.
+          frozen: layers that pass no gradient and stay in inference mode; see `frozen_up_to`.
 
         Returns:
-          The encoder's outputs, `head_layer_0` .. `head_layer_N` and, with a whole head, `projection`.
+          The encoder's outputs, `head_layer_0` .. `head_layer_N` and, if the head has all its layers, `projection`.
         """
         frozen = frozen or NOTHING_FROZEN
         outputs = self.encoder(tf.cast(images, self.dtype), training=training, frozen=frozen.sections)
@@ -152,18 +153,19 @@ class Network(tf.Module):
         return {**outputs, **self.head(outputs["final_avg_pool"], training=training, frozen=frozen.head_layers)}
 
     def logits(self, images: tf.Tensor, *, training: bool, frozen: Frozen | None = None) -> tf.Tensor:
-        """[B, H, W, 3] in [0, 1] -> [B, num_classes] class logits; for the rest see `outputs`."""
+        """[B, H, W, 3] in [0, 1] -> [B, num_classes] class logits; see `outputs` for the arguments."""
         outputs = self.outputs(images, training=training, frozen=frozen)
         return self.classifier(outputs[f"head_layer_{self.classifier_layer}"])
 
     def frozen_up_to(self, output: str | None) -> Frozen:
-        """Returns what is frozen when everything up to a named output is; the classifier never is.
+        """Freezes all layers up to a named output; the classifier always trains.
 
         Args:
-          output: `initial_max_pool`, `block_group1` .. `block_group4`, `final_avg_pool`, `head_layer_1` .., or None.
+          output: `initial_max_pool`, `block_group1` .. `block_group4`, `final_avg_pool`, `head_layer_1` .., or None to
+            freeze nothing.
 
         Raises:
-          UserError: for an output that this network does not have.
+          UserError: if this network has no such output.
         """
         if output is None:
             return NOTHING_FROZEN
@@ -179,7 +181,7 @@ class Network(tf.Module):
         return rows[output]
 
     def mismatch(self, part: str, description: dict) -> list[str]:
-        """Lists why a part of this network cannot take its values from the network that `description` tells of."""
+        """Lists why a part of this network cannot take the values of the network that `description` describes."""
         if part == "head":
             return _head_mismatch(description.get("head"), self.head.describe())
         there, here = (
@@ -190,20 +192,20 @@ class Network(tf.Module):
         return differences(there, here)
 
     def parts(self) -> dict[str, tf.Module]:
-        """Returns what is checkpointed, by name."""
+        """Returns the parts that exist, by name; checkpoints hold each by itself."""
         parts = {"encoder": self.encoder, "head": self.head, "classifier": self.classifier}
         return {name: part for name, part in parts.items() if part is not None}
 
     def undecayed_variables(self) -> set[int]:
         """Returns `id()`s of the variables that take neither weight decay nor a trust ratio.
 
-        These are batch norm's variables, all biases, and everything in the classifier: chosen by the layer that owns
-        them, never by name.
+        These are batch norm's variables, all biases and the classifier's variables. The layer that owns a variable
+        decides, never the variable's name.
         """
         return undecayed_variables(self.parts().values())
 
     def describe(self) -> dict:
-        """Returns all that is needed to build this network again, as plain values."""
+        """Returns the plain values from which `from_description` builds this network again."""
         return {
             "encoder": self.encoder.describe(),
             "head": self.head.describe() if self.head is not None else None,
@@ -214,7 +216,7 @@ class Network(tf.Module):
 
     @classmethod
     def from_description(cls, description: dict, *, precision: str = "float32") -> Network:
-        """Builds the network that `describe` told of."""
+        """Builds a network from the values that `describe` returned."""
         head = description["head"]
         return cls(
             make_encoder=lambda **kwargs: ResNet(**description["encoder"], **kwargs),
@@ -229,18 +231,18 @@ class Network(tf.Module):
 def with_first_layers(
     make_head: Callable[..., ProjectionHead] | None, count: int, *, owner: str
 ) -> Callable[..., ProjectionHead] | None:
-    """Returns what makes a projection head of only its first `count` layers, for a classifier on the last of them.
+    """Returns a function that makes only a head's first `count` layers, for a classifier on the last of them.
 
     Args:
-      make_head: makes the whole head; None where there is none.
-      count: 0 for the encoder's output, which needs no head.
-      owner: whose `head_layer` it is, for messages.
+      make_head: function that makes the whole head; None if there is no head.
+      count: number of layers; 0 for the encoder's output, which needs no head.
+      owner: configurable whose `head_layer` this is, for messages.
 
     Returns:
-      Takes what `make_head` takes; None for no head.
+      A function with the arguments of `make_head`; None for no head.
 
     Raises:
-      UserError: for a layer that cannot be.
+      UserError: for a negative count, or a count above 0 without a head.
     """
     checks.whole(f"{owner}.head_layer", count, least=0, hint="; 0 is the encoder's output")
     if count == 0:
@@ -254,7 +256,7 @@ def with_first_layers(
 
 
 def fingerprint(variables: Iterable[tf.Variable]) -> str:
-    """Returns a hash of variables' values, in their order."""
+    """Returns a SHA-256 hash of the variables' values, in the given order."""
     digest = hashlib.sha256()
     for variable in variables:
         digest.update(variable.numpy().tobytes())
@@ -262,14 +264,14 @@ def fingerprint(variables: Iterable[tf.Variable]) -> str:
 
 
 def layers(network: Network) -> list[str]:
-    """Returns the outputs that can be exported as features."""
+    """Returns the names of the outputs that can be exported as features."""
     head = len(network.head.projections) if network.head is not None else 0
     groups = ["initial_max_pool", *(f"block_group{i}" for i in range(1, 5))]
     return [*groups, "final_avg_pool", *(f"head_layer_{i}" for i in range(head + 1))]
 
 
 def undecayed_variables(modules: Iterable[tf.Module]) -> set[int]:
-    """See `Network.undecayed_variables`; `modules` and all layers below them are searched."""
+    """Does the work of `Network.undecayed_variables`, for any modules and all layers inside them."""
     found: set[int] = set()
     for root in modules:
         for module in (root, *root.submodules):

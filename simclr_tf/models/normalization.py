@@ -1,4 +1,4 @@
-"""Batch norm over the global batch: the one implementation in this project."""
+"""Batch norm over the global batch: the project's only implementation."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from simclr_tf.distribute import collectives
 from simclr_tf.models.means import scale_channels
 
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
-# Replicas are traced in threads of their own.
-_still = threading.local()
+# Thread-local, since each replica is traced in a thread of its own.
+_frozen = threading.local()
 
 
-@tf.autograph.experimental.do_not_convert  # AutoGraph knows no generators, and warns.
+@tf.autograph.experimental.do_not_convert  # AutoGraph cannot convert generators, and warns.
 @contextlib.contextmanager
 def frozen_moving_averages() -> Iterator[None]:
-    """Within it, training mode moves no moving average: for passes beside the one that counts."""
-    before = getattr(_still, "on", False)
-    _still.on = True
+    """While active, training mode does not update moving averages: for extra forward passes."""
+    before = getattr(_frozen, "on", False)
+    _frozen.on = True
     try:
         yield
     finally:
-        _still.on = before
+        _frozen.on = before
 
 
 def _moments(x: tf.Tensor, near: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of all replicas' examples in one pass, from their differences to a value near the mean.
+    """Returns mean and variance over all replicas' examples, in one pass, given a value near the mean.
 
-    Differences keep the digits that sums of plain squares would lose where the mean is large beside the deviation.
+    The sums take differences from that value: sums of plain squares lose digits where the mean is much larger than the
+    standard deviation.
     """
     difference = tf.cast(x, near.dtype) - near
     axes = list(range(x.shape.rank - 1))
     mean, square = tf.reduce_mean(difference, axes), tf.reduce_mean(tf.square(difference), axes)
     mean, square = tf.unstack(collectives.all_mean(tf.stack([mean, square])))
-    return near + mean, tf.maximum(square - tf.square(mean), 0.0)
+    return near + mean, tf.maximum(square - tf.square(mean), 0.0)  # Rounding can make the difference negative.
 
 
 class BatchNorm(keras.layers.Layer):
-    """Batch norm whose training statistics cover all replicas' examples.
+    """Batch norm whose training statistics cover all replicas' examples (Ioffe & Szegedy 2015).
 
-    One replica uses TensorFlow's fused kernel. Several exchange their first two moments. Variables and statistics stay
-    in the policy's variable type (float32 under bfloat16). The moving variance is the plain (biased) one, as in the
-    published code (its fused kernel would apply Bessel's correction). Ioffe & Szegedy 2015.
+    A single replica uses TensorFlow's fused kernel. Several replicas average their first two moments. Variables and
+    statistics have the policy's variable type (float32 under bfloat16). As in the published code, the moving variance
+    is the biased one; the fused kernel's has Bessel's correction, which is undone.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class BatchNorm(keras.layers.Layer):
         """Creates the layer.
 
         Args:
-          momentum: share of the moving averages kept at each step.
-          epsilon: added to the variance.
-          center: whether there is a `beta`.
+          momentum: share of a moving average that each step keeps.
+          epsilon: constant added to the variance.
+          center: whether to add a trainable `beta`.
           gamma_initializer: "ones", or "zeros" at the end of a residual branch.
           **kwargs: `name` and `dtype` (a Keras policy), as for any Keras layer.
         """
@@ -85,7 +86,7 @@ class BatchNorm(keras.layers.Layer):
             )
 
         def moving(name: str, initializer: str):
-            # The statistics are global, so every replica computes the same averages and none needs to be told.
+            # The statistics are global, so all replicas compute the same averages, and ON_READ needs no exchange.
             return weight(
                 name,
                 initializer,
@@ -105,10 +106,11 @@ class BatchNorm(keras.layers.Layer):
 
         Args:
           inputs: [B, H, W, C] or [B, C].
-          training: True for the global batch's statistics (which then move the averages), False for the averages.
+          training: whether to normalize by the global batch's statistics, and update the moving averages with them;
+            otherwise the moving averages normalize.
 
         Returns:
-          The same shape and type.
+          The normalized inputs, of the same shape and type.
         """
         flat = inputs.shape.rank == 2
         x = inputs[:, None, None, :] if flat else inputs
@@ -120,7 +122,7 @@ class BatchNorm(keras.layers.Layer):
         return y[:, 0, 0, :] if flat else y
 
     def _fused(self, x: tf.Tensor, beta: tf.Tensor, training: bool) -> tf.Tensor:
-        # The raw operation, since the public wrapper raises epsilon to 1.001e-5.
+        # The raw operation, since TensorFlow's public wrapper raises an epsilon of 1e-5 to 1.001e-5.
         outputs = tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=self.gamma,
@@ -131,6 +133,7 @@ class BatchNorm(keras.layers.Layer):
             is_training=training,
         )
         if training:
+            # Undoes Bessel's correction.
             count = tf.cast(tf.size(x) // tf.shape(x)[-1], self.gamma.dtype)
             self._move(outputs.batch_mean, outputs.batch_variance * (count - 1) / tf.maximum(count, 1))
         return outputs.y
@@ -145,7 +148,7 @@ class BatchNorm(keras.layers.Layer):
         return scale_channels(x, scale, beta - mean * scale)
 
     def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
-        if getattr(_still, "on", False):
+        if getattr(_frozen, "on", False):
             return
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             kept = tf.constant(self._momentum, average.dtype)

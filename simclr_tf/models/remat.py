@@ -1,8 +1,7 @@
-"""Recomputation: a layer's activations are computed again in the backward pass instead of being kept (Chen et al.
-2016).
+"""Rematerialization: the backward pass computes a layer's activations again instead of keeping them (Chen et al. 2016).
 
-`tf.recompute_grad` does not fit: its second pass would move batch norm's averages again, and it looks for variables in
-ways that replicas' and mixed precision's do not follow.
+`tf.recompute_grad` does not fit. Its second pass would update batch norm's moving averages again, and its search for
+variables does not work with those of replicas and of mixed precision.
 """
 
 from __future__ import annotations
@@ -12,34 +11,34 @@ from simclr_tf.models.normalization import frozen_moving_averages
 
 
 def _once_known(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the inputs, in a way that cannot be computed before `upstream` is.
+    """Returns the inputs, but makes them depend on `upstream`.
 
-    Compilers would otherwise see that the second pass equals the first one, and keep the first one's results. They do
-    not know that the smaller of 0 and an absolute value is 0 (control dependencies would do in plain TensorFlow, not in
-    XLA).
+    Otherwise compilers would notice that both passes are equal and keep the results of the first. They do not know that
+    the smaller of 0 and an absolute value is always 0. (Control dependencies would suffice in plain TensorFlow, but XLA
+    ignores them.)
     """
     first = tf.reshape(upstream, [-1])[0]
     return inputs + tf.cast(tf.minimum(tf.abs(first), 0), inputs.dtype)
 
 
 def recomputed(layer: keras.layers.Layer, inputs: tf.Tensor, *, training: bool) -> tf.Tensor:
-    """Applies a layer and keeps only its inputs for the backward pass, which applies it a second time.
+    """Applies a layer and keeps only its inputs for the backward pass, which applies the layer a second time.
 
-    Values, gradients and batch norm's moving averages are those of a plain call. Inside a `tf.function`; eagerly
-    nothing is saved.
+    Values, gradients and batch norm's moving averages are those of a plain call. This saves memory only inside a
+    `tf.function`.
 
     Args:
-      layer: built; takes one tensor and `training`.
-      inputs: its inputs.
+      layer: layer that is already built and takes one tensor and `training`.
+      inputs: inputs of the layer.
       training: batch norm's mode.
 
     Returns:
-      What the layer returns, one tensor.
+      The layer's output, one tensor.
     """
     variables = layer.trainable_variables
-    # Passed in so that gradients can be passed out; their values are not used.
+    # `attach` takes the weights only to return gradients for them; it does not use their values.
     weights = [tf.convert_to_tensor(variable) for variable in variables]
-    # The gradient goes round the first pass, and so nothing of it is kept.
+    # No gradient flows through the first pass, so TensorFlow keeps none of its activations.
     outputs = tf.stop_gradient(layer(tf.stop_gradient(inputs), training=training))
 
     def gradient(upstream: tf.Tensor):
@@ -48,8 +47,8 @@ def recomputed(layer: keras.layers.Layer, inputs: tf.Tensor, *, training: bool) 
             tape.watch([again, *variables])
             with frozen_moving_averages():
                 second = layer(again, training=training)
-        towards_inputs, *towards_weights = tape.gradient(second, [again, *variables], output_gradients=upstream)
-        return None, towards_inputs, *(tf.cast(g, weight.dtype) for g, weight in zip(towards_weights, weights))
+        to_inputs, *to_weights = tape.gradient(second, [again, *variables], output_gradients=upstream)
+        return None, to_inputs, *(tf.cast(g, weight.dtype) for g, weight in zip(to_weights, weights))
 
     @tf.custom_gradient
     def attach(outputs, inputs, *weights):

@@ -11,7 +11,7 @@ from simclr_tf.models.blocks import ConvNorm, ResidualBlock, basic_block, bottle
 from simclr_tf.models.means import spatial_mean
 from simclr_tf.models.remat import recomputed
 
-# depth: (block, its output channels over its filters, blocks in each of the four groups)
+# depth: (block, ratio of its output channels to its filters, number of blocks in each of the four groups)
 DEPTHS = {
     10: (basic_block, 1, (1, 1, 1, 1)),
     18: (basic_block, 1, (2, 2, 2, 2)),
@@ -25,9 +25,9 @@ _STEMS = ("imagenet", "cifar")
 
 
 class ResNet(keras.Model):
-    """Post-activation ResNet, with selective kernels and ResNet-D's stem and shortcuts when `sk_ratio` is above 0.
+    """Post-activation ResNet; with `sk_ratio` above 0, it has selective kernels and ResNet-D's stem and shortcuts.
 
-    Outputs are named as in the published code: `initial_max_pool` (after the stem), `block_group1` .. `block_group4`,
+    Outputs have the published code's names: `initial_max_pool` (after the stem), `block_group1` .. `block_group4`,
     `final_avg_pool`. He et al. 2016; Li et al. 2019; Chen et al. 2020b.
     """
 
@@ -45,16 +45,17 @@ class ResNet(keras.Model):
 
         Args:
           depth: 10, 18, 34, 50, 101, 152 or 200; 10 has one block in each group, for tests and very small machines.
-          width: multiplies every channel count; 1-4 in the paper, fractions such as 0.25 for small experiments.
-          sk_ratio: selective kernels' bottleneck ratio, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
-          se_ratio: squeeze-and-excitation's bottleneck over the channels of a block's 3x3 convolution; 0 turns it off.
+          width: factor of every channel count; 1-4 in the paper, fractions such as 0.25 for small experiments.
+          sk_ratio: bottleneck ratio of selective kernels, 1/16 in the paper; 0 turns them off. Needs depth 50 or more.
+          se_ratio: bottleneck ratio of squeeze-and-excitation, relative to the channels of a block's 3x3 convolution; 0
+            turns it off.
           stem: "imagenet" (stride 4) or "cifar" (one 3x3 at stride 1, no pooling, for images of about 32 pixels).
-          remat: compute each residual block's activations again in the backward pass instead of keeping them: less
-            memory for about a third more work. Changes no number, and is no part of the architecture.
+          remat: whether the backward pass computes each residual block's activations again instead of keeping them:
+            less memory for about a third more work. It changes no result and is not part of the architecture.
           **kwargs: `name` and `dtype` (a Keras policy).
 
         Raises:
-          UserError: for an architecture that does not exist.
+          UserError: for a value out of range, or selective kernels without bottleneck blocks.
         """
         super().__init__(**kwargs)
         checks.choice("ResNet.depth", depth, DEPTHS)
@@ -115,11 +116,10 @@ class ResNet(keras.Model):
         Args:
           images: [B, H, W, 3] in [0, 1].
           training: batch norm's mode.
-          frozen: how many of `sections()`, from the stem on, stay in inference mode whatever `training` says, and pass
-            no gradient.
+          frozen: number of `sections()`, from the stem on, that always stay in inference mode and pass no gradient.
 
         Returns:
-          Name -> tensor: maps [B, H', W', C] and `final_avg_pool`, [B, feature_dim], in the compute type.
+          Name -> tensor: maps [B, H', W', C], and `final_avg_pool`, [B, feature_dim], in the compute type.
         """
         x, outputs = images, {}
         for i, (name, layers) in enumerate(self.sections().items()):
@@ -138,7 +138,7 @@ class ResNet(keras.Model):
         return outputs
 
     def sections(self) -> dict[str, list]:
-        """Returns the name of each section's output -> its layers, from the stem on."""
+        """Returns output name -> layers, for each section from the stem on."""
         groups = {f"block_group{i + 1}": blocks for i, blocks in enumerate(self.block_groups)}
         return {"initial_max_pool": self.stem, **groups}
 
@@ -149,7 +149,7 @@ class ResNet(keras.Model):
                 yield from layer.units()
 
     def describe(self) -> dict:
-        """Returns the constructor's values, which say all about the architecture."""
+        """Returns the constructor's arguments that define the architecture."""
         return {
             "depth": self.depth,
             "width": self.width,

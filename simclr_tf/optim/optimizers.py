@@ -99,7 +99,7 @@ class Lars(Optimizer):
 
         Args:
           momentum: m, in [0, 1].
-          weight_decay: wd, in [0, 10], for all but excluded variables.
+          weight_decay: wd, in [0, 10]; batch norm, biases and the classifier take none.
           trust_coefficient: factor of the trust ratio, in [0, 1].
         """
         super().__init__()
@@ -132,7 +132,7 @@ class Sgd(Optimizer):
         Args:
           momentum: m, in [0, 1].
           nesterov: whether to look ahead along the velocity.
-          weight_decay: wd, in [0, 10], for all but excluded variables.
+          weight_decay: wd, in [0, 10]; batch norm, biases and the classifier take none.
         """
         super().__init__()
         _check("Sgd", momentum=momentum, weight_decay=weight_decay)
@@ -159,7 +159,7 @@ class AdamW(Optimizer):
           beta_1: decay rate of the gradient's moving average, in [0, 1].
           beta_2: decay rate of the squared gradient's moving average, in [0, 1].
           epsilon: constant added to the root of the squared gradient's average, in [0, 1].
-          weight_decay: weight decay, in [0, 10], for all but excluded variables.
+          weight_decay: weight decay, in [0, 10]; batch norm, biases and the classifier take none.
         """
         super().__init__()
         _check(
@@ -197,7 +197,7 @@ class Lamb(Optimizer):
           beta_1: decay rate of the gradient's moving average, in [0, 1].
           beta_2: decay rate of the squared gradient's moving average, in [0, 1].
           epsilon: constant added to the root of the squared gradient's average, in [0, 1].
-          weight_decay: weight decay, in [0, 10], for all but excluded variables.
+          weight_decay: weight decay, in [0, 10]; batch norm, biases and the classifier take none.
 
         Raises:
           UserError: if tensorflow-addons is not installed.
