@@ -79,10 +79,10 @@ def run_embed(
     trained_on = description["data"]
     # The same data must have the same splits as in training.
     group_by = trained_on.get("group_by") if context.source == trained_on.get("source") else None
-    whole = open_source(context.source, split, context.data_dir, bit_depth=bit_depth, group_by=group_by)
-    context.remark(whole.remarks)
-    rows = _order(whole, context.source)
-    names = [whole.example_ids[row] for row in rows]
+    source = open_source(context.source, split, context.data_dir, bit_depth=bit_depth, group_by=group_by)
+    context.remark(source.remarks)
+    rows = _order(source, context.source)
+    names = [source.example_ids[row] for row in rows]
     details = {
         "source": context.source,
         "split": split,
@@ -98,7 +98,7 @@ def run_embed(
     }
     context.settings.check_read()
     if context.dry_run:
-        context.say(f"embed: would write {len(names)} vectors of {whole.name} by {path} to {context.output}")
+        context.say(f"embed: would write {len(names)} vectors of {source.name} by {path} to {context.output}")
         return {"rows": len(names), "details": details}
     if tf.io.gfile.exists(context.output):
         if vector_files.read(context.output, "--output").details == details:
@@ -117,7 +117,7 @@ def run_embed(
         _compute(
             context,
             network,
-            whole,
+            source,
             rows,
             done,
             parts if writes else None,
@@ -142,7 +142,7 @@ def _order(source: Source, spec: str) -> np.ndarray:
 def _compute(
     context: RunContext,
     network: Network,
-    whole: Source,
+    source: Source,
     rows: np.ndarray,
     first: int,
     parts: vector_files.Parts | None,
@@ -153,7 +153,7 @@ def _compute(
     batch_size: int,
     images_per_part: int,
 ) -> None:
-    rest = Subset(whole, rows[first:], whole.name)
+    rest = Subset(source, rows[first:], source.name)
     bad = bad_image_counter(max_bad_images, rest, elsewhere=cluster.reads_elsewhere(context.strategy))
     compute = vector(network, layer)
     replicas = context.strategy.num_replicas_in_sync
@@ -187,6 +187,7 @@ def _compute(
             index = outputs.pop("index") + first
             order = np.argsort(index, kind="stable")
             held.append({**{name: value[order] for name, value in outputs.items()}, "row": index[order]})
+            # Counts rows by batches, since outputs lack unreadable images.
             covered = min(covered + step, len(rows))
             if covered - start >= images_per_part:
                 flush()

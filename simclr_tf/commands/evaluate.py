@@ -70,9 +70,9 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
     examples = _open(data, data.eval_split, context.data_dir, network.num_classes, description["class_names"])
     context.settings.check_read()
     opened.tell(context, examples.source, purpose="to measure")
-    before = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir)
-    if before is not None and before.count:
-        context.say(f"  trained on: {before.words}; the result says little about new images")
+    shared = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir)
+    if shared is not None and shared.count:
+        context.say(f"  trained on: {shared.words}; the result says little about new images")
     if context.dry_run:
         context.say(f"eval: would measure {path} on {examples.source.num_examples} images of {examples.source.name}")
         return {}
@@ -94,8 +94,8 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
         "confusion_matrix": metrics.confusion_matrix(*scored).tolist(),
         **{name: description[name] for name in ("assumed",) if name in description},
     }
-    if before is not None and before.count:
-        report["overlap"] = before._asdict()
+    if shared is not None and shared.count:
+        report["overlap"] = shared._asdict()
     if not context.is_chief:
         return report
     write_json(os.path.join(context.workdir, "eval.json"), report)

@@ -34,7 +34,7 @@ def run_command(*arguments: str) -> None:
     if code:
         raise UserError(
             f"the last command ended with exit code {code}; fix what it reported, and run the same command again",
-            exit_code=code if code > 0 else 128 - code,
+            exit_code=code if code > 0 else 128 - code,  # A negative code is a signal; shells report 128 + signal.
         )
 
 

@@ -131,6 +131,7 @@ def _write_npz(path: str, layout: Layout, parts) -> None:
                     "shape": (count, *shape),
                 }
                 np.lib.format.write_array_header_2_0(file, header)
+                # One pass for each column, since an .npz holds them one after the other.
                 for part in parts():
                     file.write(np.ascontiguousarray(part[column], dtype).tobytes())
 

@@ -140,7 +140,7 @@ def _with_ratios(shape: dict, ratios: dict[str, float], kernels: list[Shape], or
             inputs //= DEPTHS[shape["depth"]][1]
         if inputs > 0:
             options[kind] += [r for r in (reduced / inputs, (reduced + 0.5) / inputs) if 0 < r <= 1]
-        if kind == "se":
+        if kind == "se":  # Unlike `sk`, it has no published default: the value given only laid out the units.
             options[kind] = options[kind][1:]
     return [{**shape, "sk_ratio": sk, "se_ratio": se} for sk in _unique(options["sk"]) for se in _unique(options["se"])]
 
@@ -230,7 +230,7 @@ def _no_match(found: Found, kernels: list[Shape], path: str) -> str:
         )
     counts = [sum(unit.is_conv for unit in layout(depth, 1, 0.0, 0.0, "cifar")) for depth in DEPTHS]
     return (
-        f"{text}, and no ResNet of depth {', '.join(map(str, DEPTHS))} has so many (plain ones have "
+        f"{text}, and no ResNet of depth {', '.join(map(str, DEPTHS))} has that many (plain ones have "
         f"{', '.join(map(str, counts))}); it is incomplete or another network: give another --source"
     )
 
@@ -348,13 +348,13 @@ def read_names(shapes: dict[str, Shape], path: str, weights: str) -> Found | Non
                 f"{path} has heads but no encoder (no base_model/ or resnet_model/ variables); give another checkpoint"
             )
         ignored: dict[str, int] = {}
-        strangers = []
+        unknown = []
         for key in shapes:
             if key not in matches:
                 kind = bookkeeping(key) or _slot(key, matches)
                 ignored[kind] = ignored.get(kind, 0) + 1
-                strangers += [key] if not kind else []
-        _refuse(strangers, path)
+                unknown += [key] if not kind else []
+        refuse_unknown(unknown, path)
         return _sort(name, matches, order, ignored, path, weights)
     return None
 
@@ -364,11 +364,12 @@ def _slot(key: str, matches: dict) -> str:
     return "optimizer slots" if key.rsplit("/", 1)[0] in matches else ""
 
 
-def _refuse(strangers: list[str], path: str) -> None:
-    if strangers:
-        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+def refuse_unknown(unknown: list[str], path: str) -> None:
+    """Raises a UserError if there are keys without a place in a network."""
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{path} has variables that a SimCLR network lacks: {sorted(strangers)[0]}{more}; give another checkpoint"
+            f"{path} has variables that a SimCLR network lacks: {sorted(unknown)[0]}{more}; give another checkpoint"
         )
 
 
@@ -399,7 +400,7 @@ def _sort(name: str, matches: dict, order, ignored: dict[str, int], path: str, w
             continue
         place = order(match["scope"], match["layer"])
         if place is None:
-            _refuse([key], path)
+            refuse_unknown([key], path)
         group = groups[part].setdefault(place, Group(key[: match.end("layer")], {}))
         group.keys[match["leaf"]] = key
     if left_out:

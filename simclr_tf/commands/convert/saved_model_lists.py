@@ -13,7 +13,14 @@ from __future__ import annotations
 import re
 
 from simclr_tf.commands.convert.published import Unit, layout
-from simclr_tf.commands.convert.recognize import Found, Group, Shape, bookkeeping, matching_encoders
+from simclr_tf.commands.convert.recognize import (
+    Found,
+    Group,
+    Shape,
+    bookkeeping,
+    matching_encoders,
+    refuse_unknown,
+)
 from simclr_tf.core.errors import UserError
 
 _TRAINED = re.compile(r"^trainable_variables(?:_list)?/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE$")
@@ -38,7 +45,7 @@ def read_lists(shapes: dict[str, Shape], path: str) -> Found | None:
     trained: dict[int, str] = {}
     listed: dict[str, dict[int, str]] = {"encoder": {}, "head": {}, "classifier": {}}
     ignored: dict[str, int] = {}
-    strangers = []
+    unknown = []
     for key in shapes:
         match = _TRAINED.match(key)
         if match:
@@ -52,13 +59,10 @@ def read_lists(shapes: dict[str, Shape], path: str) -> Found | None:
         if kind:
             ignored[kind] = ignored.get(kind, 0) + 1
         else:
-            strangers.append(key)
+            unknown.append(key)
     if not trained and not any(listed.values()):
         return None
-    if strangers:
-        raise UserError(
-            f"{path} has variables that a SimCLR network lacks, such as {sorted(strangers)[0]}; give another checkpoint"
-        )
+    refuse_unknown(unknown, path)
     sequences = {part: [keys[i] for i in sorted(keys)] for part, keys in listed.items()}
     found = _match([trained[i] for i in sorted(trained)], sequences, shapes)
     if found is None:
@@ -80,14 +84,16 @@ def _match(trained: list[str], listed: dict[str, list[str]], shapes: dict[str, S
     for encoder in _encoders([*listed["encoder"], *trained], shapes):
         units = layout(**encoder)
         for frozen in _SECTIONS:
-            fixed = [unit.section <= frozen for unit in units]
+            is_frozen = [unit.section <= frozen for unit in units]
             places = _tracked(units)
             groups = [Group(f"unit {i}", {}) for i in range(len(units))]
-            wanted = [(groups[i], leaf, shape) for i in places if not fixed[i] for leaf, shape in _trainable(units[i])]
+            wanted = [
+                (groups[i], leaf, shape) for i in places if not is_frozen[i] for leaf, shape in _trainable(units[i])
+            ]
             rest = [
                 (groups[i], leaf, shape)
                 for i in places
-                for leaf, shape in [*(_trainable(units[i]) if fixed[i] else ()), *_moving(units[i])]
+                for leaf, shape in [*(_trainable(units[i]) if is_frozen[i] else ()), *_moving(units[i])]
             ]
             count = len(wanted)
             if not _assign(wanted, trained[:count], shapes) or not _assign(

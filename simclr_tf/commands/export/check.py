@@ -18,7 +18,7 @@ _SIGNATURES = {"images": "serving_default", "image_bytes": "serving_bytes"}
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the norm of the difference over the norm of `expected`; infinity for other shapes or no finite values."""
+    """Returns the norm of the difference over that of `expected`; infinite for other shapes or non-finite values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape:
         return float("inf")

@@ -160,13 +160,16 @@ def _is_done(final: str, details: dict, wanted: list[str]) -> bool:
         raise UserError(f"{final} exists and was not written by --mode=export; give another --output, or move it away")
     same = ("kind", "step", "layer", "network", "image_size", "weights", "class_names", "bit_depth")
     missing = [name for name in wanted if not tf.io.gfile.exists(os.path.join(final, _FILES[name]))]
-    unlike = [f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))]
-    unlike += [f"no {name}" for name in missing]
+    differences = [
+        f"{key} {found.get(key)!r}" for key in same if found.get(key) != json.loads(json.dumps(details[key]))
+    ]
+    differences += [f"no {name}" for name in missing]
     if found.get("fingerprint") != details["fingerprint"]:
-        unlike.append("other weights")
-    if unlike:
+        differences.append("other weights")
+    if differences:
         raise UserError(
-            f"{final} is an export of the same step with {'; '.join(unlike)[:300]}; give another --output, or delete it"
+            f"{final} is an export of the same step with {'; '.join(differences)[:300]}; give another --output, or "
+            "delete it"
         )
     return True
 
@@ -192,7 +195,7 @@ def _outputs(kind: str):
 
 def _expected(network: Network, kind: str, layer: str, images: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the outputs of the network itself, computed without any of the saved functions."""
-    with tf.device("CPU:0"):
+    with tf.device("CPU:0"):  # The fresh process that checks the export computes there.
         outputs = network.outputs(tf.constant(images), training=False)
         if kind == CLASSIFIER:
             logits = network.classifier(outputs[f"head_layer_{network.classifier_layer}"])

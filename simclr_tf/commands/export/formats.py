@@ -72,6 +72,7 @@ def write_tflite(
       UserError: The model's outputs differ.
     """
     infer, _ = _function(module, outputs, image_size)
+    # The converter takes `module` to keep its variables alive.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], module)
     content = converter.convert()
     with warnings.catch_warnings():

@@ -49,7 +49,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
     needed = _needed(network, kind, layer)
     module.variables = [variable for part in needed for variable in part.variables]
     module.trainable_variables = [variable for part in needed for variable in part.trainable_variables]
-    module.regularization_losses = []
+    module.regularization_losses = []  # Part of the reusable SavedModel interface.
     module.assets = {name: tf.saved_model.Asset(path) for name, path in assets.items()}
 
     def endpoints(images: tf.Tensor, training: bool) -> dict[str, tf.Tensor]:
@@ -66,6 +66,7 @@ def make_module(network: Network, kind: str, layer: str, assets: dict[str, str])
         return outputs if return_endpoints else outputs["default"]
 
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
+    # Only traced combinations are saved.
     for return_endpoints in (False, True):
         for training in (False, True):
             call.get_concrete_function(images, training=training, return_endpoints=return_endpoints)

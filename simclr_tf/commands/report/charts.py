@@ -104,6 +104,7 @@ def _range(values: Sequence[float], whole: tuple[float, float] | None) -> tuple[
         pad = abs(high) * 0.1 or 1.0
         return low - pad, high + pad
     pad = 0.05 * (high - low)
+    # An axis from zero, unless it would waste more than two fifths of the chart.
     return (0.0 if 0 <= low <= 0.4 * high else low - pad), high + pad
 
 

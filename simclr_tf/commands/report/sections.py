@@ -249,9 +249,10 @@ def classification(seen: Seen | None, run: Run, class_names: Sequence[str]) -> s
 
 
 def _measured(seen: Seen | None, run: Run, class_names: Sequence[str]) -> tuple[dict | None, str]:
-    whole = run.evaluation
-    if whole and whole.get("checkpoint") == run.checkpoint and "confusion_matrix" in whole:
-        return whole, f"All {whole['examples']} images of {text(whole.get('data', 'the evaluation split'))}."
+    """Returns the best available measurements, and a sentence about the images they were taken on."""
+    report = run.evaluation
+    if report and report.get("checkpoint") == run.checkpoint and "confusion_matrix" in report:
+        return report, f"All {report['examples']} images of {text(report.get('data', 'the evaluation split'))}."
     if seen is not None and seen.logits is not None and any(seen.labels >= 0):
         measured = {
             **metrics.classification(seen.labels, seen.logits, list(class_names)),
@@ -260,8 +261,8 @@ def _measured(seen: Seen | None, run: Run, class_names: Sequence[str]) -> tuple[
         }
         note = f"Measured here on a sample of {measured['examples']} images; --mode=eval measures all of them."
         return measured, note
-    whole = (run.result or {}).get("evaluation")
-    return (whole, f"All {whole['examples']} images.") if whole and whole.get("per_class") else (None, "")
+    report = (run.result or {}).get("evaluation")
+    return (report, f"All {report['examples']} images.") if report and report.get("per_class") else (None, "")
 
 
 def _mistakes(matrix: np.ndarray, class_names: Sequence[str]) -> str:
