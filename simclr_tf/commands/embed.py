@@ -98,7 +98,7 @@ def run_embed(
     }
     context.settings.check_read()
     if context.dry_run:
-        context.say(f"embed: would write {len(names)} vectors of {source.name} by {path} to {context.output}")
+        context.say(f"embed: would write {len(names)} vectors of {source.name}, made by {path}, to {context.output}")
         return {"rows": len(names), "details": details}
     if tf.io.gfile.exists(context.output):
         if vector_files.read(context.output, "--output").details == details:

@@ -39,7 +39,7 @@ def _open(
     if differ is not None:
         raise UserError(
             f"the classifier's classes are not those of {source.name} (it says {differ[0]!r} where the data says "
-            f"{differ[1]!r}); choose the data set it was trained on, or name the classes as they were"
+            f"{differ[1]!r}); choose the data set it was trained on, or give the classes their old names"
         )
     return Input(source, central(data.image_size))
 
@@ -65,7 +65,7 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
     if network.classifier is None:
         raise UserError(
             f"--workdir={context.workdir} has no classifier to measure (it was pretrained without labels); "
-            "use --mode=linear_eval or finetune with --init_from of it"
+            f"train one with --mode=linear_eval or finetune and --init_from={context.workdir}"
         )
     examples = _open(data, data.eval_split, context.data_dir, network.num_classes, description["class_names"])
     context.settings.check_read()
@@ -152,7 +152,7 @@ def run_knn(
     splits = [_open(data, split, context.data_dir) for split in (data.train_split, data.eval_split)]
     context.settings.check_read()
     if context.dry_run:
-        context.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name} by {path}")
+        context.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name}, using {path}")
         return {}
 
     def features(batch):

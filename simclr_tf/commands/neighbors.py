@@ -85,8 +85,8 @@ def _file_vectors(context: RunContext, found: vector_files.Vectors, encoded: dic
         )
     if encoder_fingerprint(network) != details.get("network"):
         raise UserError(
-            f"the vectors in --source={context.source} are not of the network {path}, but of "
-            f"{details.get('checkpoint')}; give the --workdir that made them, or run --mode=embed again"
+            f"the vectors in --source={context.source} were made by {details.get('checkpoint')}, not by the network "
+            f"{path}; give the --workdir that made them, or run --mode=embed again"
         )
     compute = tf.function(vector(network, details["layer"]), autograph=False)
     made = {}

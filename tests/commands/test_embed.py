@@ -206,7 +206,7 @@ def test_neighbors_of_another_network_are_refused(whole, pictures, tmp_path):
     other = make_run(tmp_path / "other", network)
     name = vector_files.read(whole, "x").names[0]
     query = place(other, pictures, tmp_path / "s.png", queries=(f"{pictures}/{name}",))._replace(source=whole)
-    with pytest.raises(UserError, match="are not of the network"):
+    with pytest.raises(UserError, match="were made by .*, not by the network"):
         neighbors.run_neighbors(query)
     with pytest.raises(UserError, match="neither a file nor the name"):
         neighbors.run_neighbors(query._replace(queries=("nobody",)))
