@@ -1,10 +1,10 @@
-# `make demo` and `make test` need nothing but make and a Python from 3.9 on: everything else goes into .venv.
+# `make demo` and `make test` need only make and Python 3.9 or newer. Everything else goes into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 # Arguments for pytest, such as PYTEST_ARGS="-k loss".
 PYTEST_ARGS ?=
-# Tests spend their time in Python, which makes graphs on one core; a worker takes up to 4 GB of memory.
+# Tests mostly build graphs, which Python does on one core per worker. A worker takes up to 4 GB of memory.
 WORKERS ?= 2
 
 .PHONY: demo test lint venv plan-env planning help
@@ -14,9 +14,9 @@ help:
 	@echo "make demo   pretrain, fine-tune and distill on the embedded images, and compare (10 to 25 minutes on two cores)"
 	@echo "make test   lint, then all tests"
 	@echo "make lint   style and import checks alone"
-	@echo "make plan-env   install the TPU compiler into .venv-plan for --mode=plan (1.2 GB, Python 3.11 or newer)"
-	@echo "make planning   compile the ImageNet rows that docs/planning.md lacks, for v3, v4, v5e and v6e, and write it (hours)"
-	@echo "make venv   install what is needed into $(VENV), with PYTHON=$(PYTHON)"
+	@echo "make plan-env   install the TPU compiler for --mode=plan into .venv-plan (1.2 GB, Python 3.11 or newer)"
+	@echo "make planning   compile the ImageNet rows that docs/planning.md lacks, for v3, v4, v5e and v6e, and add them (hours)"
+	@echo "make venv   install the requirements into $(VENV), with PYTHON=$(PYTHON)"
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python run.py --mode=demo
@@ -30,29 +30,29 @@ lint: $(INSTALLED)
 
 venv: $(INSTALLED)
 
-# A half-made environment has no stamp and is gone over again; one for other requirements is brought up to date.
+# An installation that was cut short leaves no stamp and is repeated; changed requirements update the environment.
 $(INSTALLED): requirements.txt requirements-report.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
-		echo "PYTHON=$(PYTHON) is no Python that works, or older than 3.9 ($$($(PYTHON) --version 2>&1 | head -1)); try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+		echo "PYTHON=$(PYTHON) does not work, or is older than 3.9 ($$($(PYTHON) --version 2>&1 | head -1)); try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing TensorFlow and the rest into $(VENV): some minutes and 2 GB, once."
+	@echo "Installing TensorFlow and the other requirements into $(VENV): this takes a few minutes and 2 GB, once."
 	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-report.txt -r requirements-dev.txt || { \
-		echo "The installation failed; $$($(VENV)/bin/python --version) was used, supported are 3.9 to 3.13 (make PYTHON=...)." >&2; exit 1; }
+		echo "The installation failed with $$($(VENV)/bin/python --version); supported are 3.9 to 3.13 (make PYTHON=...)." >&2; exit 1; }
 	@touch $@
 
-# The TPU compiler comes with JAX, and lives apart from TensorFlow.
+# The TPU compiler comes with JAX. It has an environment of its own, apart from TensorFlow.
 plan-env: .venv-plan/.installed
 
 .venv-plan/.installed: requirements-plan.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "PYTHON=$(PYTHON) is older than 3.11, the oldest that the TPU compiler is built for; try make plan-env PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module, or try another with make plan-env PYTHON=..." >&2; exit 1; }
+		echo "PYTHON=$(PYTHON) cannot make virtual environments; install its venv module, or try another Python with make plan-env PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv-plan
 	@.venv-plan/bin/python -m pip install --disable-pip-version-check -q -r requirements-plan.txt || { \
-		echo "The TPU compiler could not be installed; it exists for Linux on x86-64, and everything but planning works without." >&2; exit 1; }
+		echo "The TPU compiler could not be installed; it exists for Linux on x86-64. Everything but planning works without it." >&2; exit 1; }
 	@touch $@
 
 planning: $(INSTALLED) .venv-plan/.installed

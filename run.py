@@ -1,4 +1,4 @@
-"""The entry point of a clone: `python run.py --mode=pretrain --workdir=...`."""
+"""Runs the command line in a clone: `python run.py --mode=pretrain --workdir=...`."""
 
 from simclr_tf import cli
 

@@ -1,4 +1,4 @@
-"""Which packages there are, the gin files' folder among them; all else is in pyproject.toml."""
+"""The list of packages, with the folder of gin files. Everything else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

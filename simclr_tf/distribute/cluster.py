@@ -102,8 +102,8 @@ def _tpu_address(name: str) -> str:
         return name
     if workers.index:
         raise UserError(
-            f"this is host {workers.index} of {len(workers.addresses)} of a TPU (according to {workers.told_by}); "
-            "start the run on host 0 only, which leads the others"
+            f"this is host {workers.index} of a TPU with {len(workers.addresses)} hosts (according to "
+            f"{workers.told_by}); start the run on host 0 only, which leads the others"
         )
     return ",".join(f"grpc://{address}" for address in workers.addresses)
 
