@@ -197,8 +197,8 @@ def test_published_values(row):
 def test_every_kernel_decays_in_supervised_training():
     """By the optimizer or through the loss, equally."""
     gin_config.parse("supervised", ["imagenet", "smoke"])
-    place = RunContext(workdir="unused", strategy=make_strategy("one_device"), instead=lambda built: built)
-    built = configurables.configured("train")().run(place)
+    context = RunContext(workdir="unused", strategy=make_strategy("one_device"))
+    built = configurables.configured("train")().build(context)
     with tf.GradientTape() as tape:
         penalty = sum(built.stage.penalties().values())
     variables = built.stage.trained_variables
