@@ -1,1 +1,1 @@
-"""From image files to batches: sources, the order of examples, what the host makes of an image, augmentation."""
+"""From image files to batches: sources, the order of examples, decoding and cropping on the host, augmentation."""

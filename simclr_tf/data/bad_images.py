@@ -1,4 +1,4 @@
-"""Images that cannot be read: counted, named, and too many of them an error."""
+"""Unreadable images: they are counted and named, and too many of them are an error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from simclr_tf.data.sources.source import Source
 
 
 class BadImages:
-    """Remembers which images of a source could not be read. An image counts once, however often it is met."""
+    """Remembers which images of a source could not be read. Each image counts once, however often it is read."""
 
     def __init__(self, limit: int, source: Source):
-        """Starts with none.
+        """Starts an empty record.
 
         Args:
-          limit: how many are tolerated.
-          source: where they come from.
+          limit: number of unreadable images to tolerate.
+          source: source of the images.
         """
         self._limit, self._source = limit, source
         self._indices: list[int] = []
@@ -27,23 +27,23 @@ class BadImages:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """Number of unreadable images so far."""
         return len(self._indices)
 
     @property
     def names(self) -> list[str]:
-        """Their names, in the order they were met."""
+        """Names of the unreadable images, in the order in which they were found."""
         with self._lock:
             indices = list(self._indices)
         return [str(self._source.example_ids[index]) for index in indices]
 
     @property
     def too_many(self) -> bool:
-        """Whether there are more than tolerated, or nothing else is left."""
+        """Whether there are more than the limit, or no readable image is left."""
         return self.count > self._limit or self.count >= self._source.num_different
 
     def add(self, index: int) -> bool:
-        """Adds an example by its number and returns whether there are too many now."""
+        """Adds an example by its number and returns whether there are now too many."""
         with self._lock:
             known = {self._source.example_ids[other] for other in self._indices}
             if self._source.example_ids[int(index)] not in known:
@@ -51,13 +51,13 @@ class BadImages:
         return self.too_many
 
     def add_in_graph(self, index: tf.Tensor) -> tf.Tensor:
-        """`add` as an operation, which fails once there are too many; returns True."""
+        """Runs `add` as an operation that fails once there are too many; returns True."""
         too_many = tf.numpy_function(lambda i: np.asarray(self.add(int(i))), [index], tf.bool)
         tf.debugging.assert_equal(too_many, False, "too many unreadable images")
         return tf.logical_not(too_many)
 
     def check(self) -> None:
-        """Raises a UserError that names the last image when there are too many."""
+        """Raises a UserError that names the last image if there are too many."""
         if not self.too_many or not self.count:
             return
         last = self._indices[-1]
@@ -71,31 +71,31 @@ class BadImages:
 
 
 class IgnoredImages:
-    """Stands for `BadImages` where nothing is to be counted."""
+    """A `BadImages` that counts nothing."""
 
     count = 0
     names: tuple[str, ...] = ()
 
     def add(self, index: int) -> bool:
-        """Takes note of nothing; there are never too many."""
+        """Returns False: there are never too many."""
         return False
 
     def add_in_graph(self, index: tf.Tensor) -> tf.Tensor:
-        """The same as an operation; returns True."""
+        """Returns True, as `BadImages.add_in_graph` does."""
         return tf.constant(True)
 
     def check(self) -> None:
-        """Has nothing to say."""
+        """Does nothing."""
 
 
 def bad_image_counter(limit: int, source: Source, *, elsewhere: bool = False) -> BadImages | IgnoredImages | None:
-    """Returns what counts a source's unreadable images; None for a source that has none.
+    """Returns the counter of a source's unreadable images; None for a source whose images are all readable.
 
     Args:
-      limit: how many are tolerated.
-      source: where they come from.
-      elsewhere: whether other processes read them, as on a TPU with several hosts: there is no Python to count in, and
-        they are left out or replaced without a word.
+      limit: number of unreadable images to tolerate.
+      source: source of the images.
+      elsewhere: whether other processes read the images, as on a TPU with several hosts. They have no Python to count
+        in, so they skip or replace unreadable images silently.
     """
     if not source.may_fail:
         return None

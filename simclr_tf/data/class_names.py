@@ -1,4 +1,4 @@
-"""Names of classes that nobody has named."""
+"""Class names, and numbers in their place where there are none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def numbered_classes(num_classes: int) -> list[str]:
-    """Names classes by their number, for a classifier that came without names.
+    """Names classes by their numbers, for a classifier without class names.
 
     >>> numbered_classes(2)
     ['class 0', 'class 1']
@@ -15,7 +15,7 @@ def numbered_classes(num_classes: int) -> list[str]:
 
 
 def known_class_names(names: Sequence[str] | None) -> list[str]:
-    """Returns names as they are, and none where they only number the classes: those fit any data.
+    """Returns the names, or an empty list if they only number the classes and so fit any data.
 
     >>> known_class_names(["cat", "dog"]), known_class_names(["class 0", "class 1"]), known_class_names(None)
     (['cat', 'dog'], [], [])
@@ -25,7 +25,7 @@ def known_class_names(names: Sequence[str] | None) -> list[str]:
 
 
 def disagreement(some: Sequence[str] | None, others: Sequence[str] | None) -> tuple[str, str] | None:
-    """Returns the first two names of one class that differ; None where nothing speaks against the same classes.
+    """Returns the first pair of names that differ for the same class; None if both lists may mean the same classes.
 
     >>> disagreement(["cat", "dog"], ["cat", "cow"]), disagreement(["cat", "dog"], ["class 0", "class 1"])
     (('dog', 'cow'), None)

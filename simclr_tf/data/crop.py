@@ -1,6 +1,6 @@
-"""The host's part of augmentation: which part of an image to take, and bicubic resizing.
+"""The host's part of augmentation: crop boxes and bicubic resizing.
 
-A box is `(y, x, height, width)`, int32, in pixels from the top left corner.
+A box is `(y, x, height, width)`, int32, in pixels; y and x count from the top left corner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Box = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
 EVALUATION_PROPORTION = 0.875
 LARGEST_UNCROPPED_SIZE = 32  # Images of this size or less are evaluated whole (CIFAR-10).
 
-# Of the image's area; what `min_object_covered` of TensorFlow's operation comes to without objects.
+# Share of the image's area: the effect of `min_object_covered` in TensorFlow's operation when there are no objects.
 _LEAST_PUBLISHED_AREA = 0.1
 _ATTEMPTS = 10
 _DRAWS = 2 * _ATTEMPTS + 2
@@ -22,8 +22,8 @@ _DRAWS = 2 * _ATTEMPTS + 2
 def crop_draws(seed: tf.Tensor) -> tf.Tensor:
     """Returns the random numbers of `random_crop_box`.
 
-    Making them costs the same for one image as for a batch, so that a pipeline gains by making those of a batch here
-    and giving each image its row.
+    One image costs as much as a batch, so a pipeline draws the numbers of a whole batch here and gives each image its
+    row.
 
     Args:
       seed: [..., 2] int32.
@@ -44,25 +44,25 @@ def random_crop_box(
     kind: str = "paper",
     draws: tf.Tensor | None = None,
 ) -> Box:
-    """Returns a box of random area, aspect ratio and place.
+    """Returns a box of random area, aspect ratio and position.
 
-    "paper" (Chen et al. 2020a, appendix A): the share of the area is uniform in `area_range`, and width / height
-    uniform in `ratio_range`, among what fits into the image.
+    "paper" (Chen et al. 2020a, appendix A): the share of the area is uniform in `area_range` and width / height is
+    uniform in `ratio_range`, among the crops that fit into the image.
     "published" (`tf.image.sample_distorted_bounding_box` as the released code calls it): width / height is uniform,
-    then the height is uniform among those that fit, and areas under 10 % are refused. Small crops are likelier: on
-    large squares the mean area is 42.1 %, with "paper" 47.7 %.
+    then the height is uniform among those that fit, and areas below 10 % are rejected. Small crops are more likely: on
+    large squares the mean area is 42.1 %, against 47.7 % for "paper".
 
-    The first of ten attempts that fits is taken. Attempts are drawn where a fit is possible. Where none fits, the
-    largest central crop within the ranges is taken.
+    The first of ten attempts that fits is taken. Attempts are drawn from ranges in which a fit is possible. If none
+    fits, the result is the largest central crop within the ranges.
 
     Args:
-      seed: [..., 2] int32; unused when `draws` are given.
-      height: the image's height in pixels, [...] integers.
-      width: the image's width in pixels, [...] integers.
-      area_range: least and greatest share of the image's area; a least share of 1 takes the whole image.
-      ratio_range: least and greatest width / height.
+      seed: [..., 2] int32; unused if `draws` is given.
+      height: [...] integers, the image's height in pixels.
+      width: [...] integers, the image's width in pixels.
+      area_range: minimum and maximum share of the image's area; a minimum of 1 takes the whole image.
+      ratio_range: minimum and maximum width / height.
       kind: "paper" or "published".
-      draws: what `crop_draws(seed)` returns, where it is known already.
+      draws: result of `crop_draws(seed)`, if it has been computed already.
 
     Returns:
       y, x, height, width: int32 [...], inside the image and at least one pixel each way. Up to rounding to pixels,
@@ -89,7 +89,7 @@ def random_crop_box(
     )
 
     def place(unit: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
-        # TensorFlow's operation never takes the last place. The product can round up.
+        # TensorFlow's operation never takes the last position, so "published" does not. The product can round up.
         drawn = tf.minimum(tf.floor(unit * (room + (kind == "paper"))), room)
         return tf.cast(tf.where(none, tf.floor(room / 2), drawn), tf.int32)
 
@@ -101,33 +101,40 @@ def random_crop_box(
 
 
 def _uniform(draw: tf.Tensor, bounds: tuple[float, float], least: tf.Tensor | float, most: tf.Tensor) -> tf.Tensor:
-    """Returns numbers uniform in `bounds`, from `least` up to `most` where these are tighter."""
+    """Maps draws in [0, 1) to numbers uniform in `bounds`, narrowed to `least` and `most` where these are tighter."""
     low, high = bounds
     below, above = tf.maximum(least - low, 0.0), tf.maximum(high - most, 0.0)
     return (low + below) + (high - low - below - above) * draw
 
 
 def _what_fits(draw, full, least_share, ratio_range):
-    """Returns the greatest share of the area that any ratio leaves, and ratios at which the least share fits."""
+    """Returns the largest share of the area that a ratio in range can cover, and ratios at which the least share fits.
+
+    Args:
+      draw: [..., N] in [0, 1), for the ratios.
+      full: the image's height and width, [..., 1].
+      least_share: minimum share of the image's area.
+      ratio_range: see `random_crop_box`.
+    """
     height, width = full
-    long = width / height
-    # At a ratio r, the lesser of long / r and r / long is left.
-    most = tf.minimum(ratio_range[1] / long, long / ratio_range[0])
-    return most, _uniform(draw, ratio_range, least_share * long, long / least_share)
+    image_ratio = width / height
+    # The largest crop of ratio r covers min(image_ratio / r, r / image_ratio) of the image.
+    most = tf.minimum(ratio_range[1] / image_ratio, image_ratio / ratio_range[0])
+    return most, _uniform(draw, ratio_range, least_share * image_ratio, image_ratio / least_share)
 
 
 def _by_area(share, ratio, full, area_range, ratio_range):
-    """Attempts as in the paper.
+    """Makes attempts as in the paper.
 
     Args:
-      share: [..., N] in [0, 1), for areas.
-      ratio: [..., N] in [0, 1), for ratios.
+      share: [..., N] in [0, 1), draws for the areas.
+      ratio: [..., N] in [0, 1), draws for the ratios.
       full: the image's height and width, [..., 1].
       area_range: see `random_crop_box`.
       ratio_range: see `random_crop_box`.
 
     Returns:
-      Heights and widths in whole pixels, and which are allowed if the image is large enough; [..., N] each.
+      Heights and widths in whole pixels, and which attempts are allowed if they fit into the image; [..., N] each.
     """
     height, width = full
     most, ratio = _what_fits(ratio, full, area_range[0], ratio_range)
@@ -137,7 +144,7 @@ def _by_area(share, ratio, full, area_range, ratio_range):
 
 
 def _by_height(place, ratio, full, area_range, ratio_range):
-    """Attempts as TensorFlow's operation makes them; see `_by_area`."""
+    """Makes attempts as TensorFlow's operation does; see `_by_area`."""
     height, width = full
     least_share = max(area_range[0], _LEAST_PUBLISHED_AREA)
     most_share, ratio = _what_fits(ratio, full, least_share, ratio_range)
@@ -149,7 +156,7 @@ def _by_height(place, ratio, full, area_range, ratio_range):
     highest = tf.minimum(highest, height)
     lowest = tf.minimum(tf.round(tf.sqrt(least / ratio)), highest)
     heights = lowest + tf.minimum(tf.floor(place * (highest - lowest + 1)), highest - lowest)
-    # Rounding may leave the range; the operation then tries the next height.
+    # Rounding may leave the range; the operation then moves on to the next height.
     heights += tf.cast(heights * tf.round(heights * ratio) < least, tf.float32)
     heights -= tf.cast(heights * tf.round(heights * ratio) > most, tf.float32)
     widths = tf.round(heights * ratio)
@@ -163,7 +170,7 @@ CROP_KINDS = tuple(_ATTEMPT)
 
 
 def _largest(height, width, area_range, ratio_range) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns height and width, in whole pixels, of the largest crop that is neither too long nor over the area."""
+    """Returns height and width, in whole pixels, of the largest crop within the ranges of ratio and area."""
     ratio = tf.clip_by_value(width / height, *ratio_range)
     most = tf.sqrt(area_range[1] * height * width / ratio)
     side = tf.minimum(tf.minimum(height, width / ratio), most)
@@ -176,9 +183,9 @@ def central_crop_box(height: tf.Tensor | int, width: tf.Tensor | int, proportion
     """Returns the central square box.
 
     Args:
-      height: the image's height in pixels, [...] integers.
-      width: the image's width in pixels, [...] integers.
-      proportion: of the image's shorter side, in (0, 1].
+      height: [...] integers, the image's height in pixels.
+      width: [...] integers, the image's width in pixels.
+      proportion: share of the image's shorter side, in (0, 1].
 
     Returns:
       y, x, height, width: int32 [...].
@@ -190,26 +197,26 @@ def central_crop_box(height: tf.Tensor | int, width: tf.Tensor | int, proportion
 
 
 def evaluation_crop_box(height: tf.Tensor | int, width: tf.Tensor | int, image_size: int) -> Box:
-    """Returns the box that evaluation takes: the central 87.5 %, or all of the central square for small images.
+    """Returns the box that evaluation takes: the central 87.5 %, or the whole central square for small images.
 
     Args:
-      height: the image's height in pixels, [...] integers.
-      width: the image's width in pixels, [...] integers.
-      image_size: the size that the crop will be resized to; up to 32 pixels nothing is cut off a square image.
+      height: [...] integers, the image's height in pixels.
+      width: [...] integers, the image's width in pixels.
+      image_size: side of the resized crop in pixels; up to 32, nothing is cut off a square image.
     """
     proportion = 1.0 if image_size <= LARGEST_UNCROPPED_SIZE else EVALUATION_PROPORTION
     return central_crop_box(height, width, proportion)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes by bicubic interpolation (Keys, a = -0.5; centers of pixels aligned; no anti-aliasing), as published.
+    """Resizes by bicubic interpolation (Keys, a = -0.5; half-pixel centers; no anti-aliasing), as published.
 
     Args:
       image: [H, W, C] or [B, H, W, C], uint8 or floating in [0, 1].
-      size: of each side of the result, in pixels.
+      size: side of the result in pixels.
 
     Returns:
-      [.., size, size, C]: uint8 rounded, or float32, clipped to the range of colors.
+      [..., size, size, C], clipped to the range of colors: uint8, rounded, for uint8 images, else float32.
     """
     resized = tf.image.resize(image, [size, size], method=tf.image.ResizeMethod.BICUBIC)
     if image.dtype == tf.uint8:
@@ -218,20 +225,20 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _rounded(colors: tf.Tensor) -> tf.Tensor:
-    """Returns the nearest uint8."""
-    # In one operation; tf.clip_by_value goes over them twice.
+    """Rounds colors to the nearest uint8."""
+    # A single operation, where tf.clip_by_value makes two passes.
     clipped = tf.raw_ops.ClipByValue(t=tf.round(colors), clip_value_min=0.0, clip_value_max=255.0)
     return tf.cast(clipped, tf.uint8)
 
 
 def bicubic_weights(start: tf.Tensor, length: tf.Tensor, full: int, size: int) -> tf.Tensor:
-    """Returns what each pixel of a line adds to each pixel of a part of it, resized as `resize` does.
+    """Returns the matrix that crops a line of pixels and resizes the crop as `resize` does.
 
     Args:
-      start: [...] int32, where the part starts.
-      length: [...] int32, its length, at least 1.
-      full: length of the line.
-      size: length of the result.
+      start: [...] int32, first pixel of the crop.
+      length: [...] int32, length of the crop, at least 1.
+      full: length of the line in pixels.
+      size: length of the result in pixels.
 
     Returns:
       [..., size, full] float32; rows sum to 1.
@@ -240,6 +247,7 @@ def bicubic_weights(start: tf.Tensor, length: tf.Tensor, full: int, size: int) -
     places = tf.range(full, dtype=tf.float32)
     centers = (tf.range(size, dtype=tf.float32)[:, None] + 0.5) * (length / size) - 0.5 + start
     distance = tf.abs(places - centers)
+    # Keys' cubic kernel, in pieces: distances below 1, and from 1 to 2.
     near = (1.5 * distance - 2.5) * tf.square(distance) + 1.0
     far = ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0
     weights = tf.where(distance < 1.0, near, tf.where(distance < 2.0, far, 0.0))
@@ -248,14 +256,14 @@ def bicubic_weights(start: tf.Tensor, length: tf.Tensor, full: int, size: int) -
 
 
 def crop_and_resize(images: tf.Tensor, boxes: Box, size: int) -> tf.Tensor:
-    """Crops and resizes a batch, each image by boxes of its own: two small matrix products for each.
+    """Crops and resizes a batch, with V separate boxes for each image, by two small matrix products per crop.
 
-    Equal to `resize` of each crop but for rounding, by one level at most. Quick where images are small.
+    The result differs from `resize` of each crop by one level at most, due to rounding. It is fast for small images.
 
     Args:
-      images: [B, H, W, C] uint8.
-      boxes: y, x, height, width, each [B, V]: V crops of each image.
-      size: of each side of the result, in pixels.
+      images: [B, H, W, C] uint8, H and W static.
+      boxes: y, x, height, width, [B, V] each.
+      size: side of the result in pixels.
 
     Returns:
       [B, V, size, size, C] uint8.

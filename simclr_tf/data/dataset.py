@@ -1,4 +1,4 @@
-"""Which images a run uses."""
+"""The images that a run uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUBSET_FILE = "labelled_subset.txt"
 
 
 class Data:
-    """A data set, its splits, which of its labels are used, and the size that its images are brought to."""
+    """A data set, its splits, the labels in use, and the size that its images are resized to."""
 
     def __init__(
         self,
@@ -31,27 +31,27 @@ class Data:
         balance: str | None = None,
         group_by: str | None = None,
     ):
-        """Names the data; nothing is read yet.
+        """Checks the settings. Nothing is read yet.
 
         Args:
           source: "embedded:NAME", "tfds:NAME" or "folder:PATH".
-          train_split: what to train on, in tensorflow-datasets' syntax ("train", "train[:90%]").
-          eval_split: what to evaluate on.
-          image_size: of the square images that networks see, in pixels.
-          max_bad_images: how many unreadable images are skipped before the run stops.
-          label_fraction: share of each class whose labels training with labels may use, in (0, 1], one image at least;
-            or
-          labels_per_class: how many labelled images of each class; or
-          label_list: a text file that names the labelled images, one a line: files' paths or names, or ids.
-          subset_seed: decides which images a fraction or number takes. Smaller subsets lie in larger ones.
-          download: whether tensorflow-datasets may download what is not prepared.
-          bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16, such as 12 for values
-            from 0 to 4095; None for all 16. Other files are read as they say.
-          balance: "classes" shows all classes equally often in training with labels, as often as the largest one has
-            examples; epochs are longer by that. None shows each example once an epoch.
-          group_by: a regular expression on the names of a folder's files (on their paths, if it has a "/"). Pictures
-            for which it finds the same, in its first pair of parentheses if it has one, stay together where a split is
-            drawn by lot or sliced.
+          train_split: the split to train on, in tensorflow-datasets' syntax ("train", "train[:90%]").
+          eval_split: the split to evaluate on.
+          image_size: side of the square images that networks see, in pixels.
+          max_bad_images: number of unreadable images that are skipped before the run stops.
+          label_fraction: share of each class whose labels training may use, in (0, 1], at least one image. Excludes
+            labels_per_class and label_list.
+          labels_per_class: number of labeled images of each class.
+          label_list: text file that names the labeled images, one per line, by path, file name or id.
+          subset_seed: seed that picks the images of a fraction or number. Larger subsets contain smaller ones.
+          download: whether tensorflow-datasets may download a data set that is not prepared.
+          bit_depth: bits per sample that 16-bit PNG files use, from 8 to 16, such as 12 for values from 0 to 4095;
+            None for all 16. Files of other kinds ignore it.
+          balance: "classes" repeats the images of smaller classes until training with labels sees all classes equally
+            often; epochs grow accordingly. None shows each example once per epoch.
+          group_by: regular expression on the names of a folder's files, or on their paths if it contains a "/".
+            Pictures with the same match, or the same first parenthesized group, stay together when a split is drawn
+            or sliced.
         """
         checks.whole("Data.image_size", image_size, least=8, hint=", in pixels")
         checks.whole("Data.max_bad_images", max_bad_images, least=0)
@@ -80,11 +80,10 @@ class Data:
         )
 
     def open_labelled(self, data_dir: str | None = None) -> Source:
-        """Opens the training split for training with labels: its labelled subset, or where none is asked for all that
-        have a label.
+        """Opens the training split for training with labels: its labeled subset, or every labeled example.
 
         Raises:
-          UserError: where nothing has a label, or a subset cannot be had.
+          UserError: if nothing is labeled or the subset cannot be made.
         """
         source = self._labelled(data_dir)
         return Balanced(source) if self.balance else source
@@ -109,16 +108,15 @@ class Data:
         )
 
     def subset_files(self, source: Source) -> dict[str, str]:
-        """Returns file name -> text that names the examples of a labelled subset, one a line; nothing for a whole
-        source.
+        """Returns file name -> text that lists the examples of a labeled subset; empty for a whole source.
 
-        The file serves as `label_list`.
+        The file can serve as another run's `label_list`.
         """
         source = source.source if isinstance(source, Balanced) else source
         return {SUBSET_FILE: "".join(f"{name}\n" for name in source.example_ids)} if isinstance(source, Subset) else {}
 
     def describe(self) -> dict:
-        """Returns the constructor's values."""
+        """Returns the constructor's arguments by name."""
         return {
             "source": self.source,
             "train_split": self.train_split,

@@ -1,6 +1,6 @@
-"""Decoding images of any common format into RGB, by TensorFlow operations alone.
+"""Decodes images of the common formats into RGB, by TensorFlow operations alone.
 
-Sizes are read from the header and checked before anything is decoded, so that a small file cannot claim all memory.
+The size in the header is checked before anything is decoded, so that a small file cannot claim all memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ MAX_PIXELS = 2**27  # 134 million: larger than any camera's picture.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 READS_WEBP = hasattr(tf.io, "decode_webp")
 
-_HEADER = 54  # Bytes; a BMP file's.
-_PNG_DEPTH = 24  # Where a PNG file says how many bits a sample has.
+_HEADER = 54  # Bytes of a BMP file's header.
+_PNG_DEPTH = 24  # Byte of a PNG file that holds the bits per sample.
 DEEP_START = _PNG_DEPTH + 1
 _SIGNATURES = (
     ("JPEG", ((0, b"\xff\xd8\xff"),)),
@@ -28,15 +28,15 @@ _SIGNATURES = (
 
 
 def _require(encoded: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:
-    """Returns `encoded` once the condition is known to hold; what uses the result runs no earlier."""
-    # One operation; tf.debugging's assertions are a dozen each.
+    """Returns `encoded` after checking the condition; operations that use the result run after the check."""
+    # A single operation, where an assertion of tf.debugging adds a dozen.
     check = tf.raw_ops.Assert(condition=condition, data=[message])
     with tf.control_dependencies([] if tf.executing_eagerly() else [check]):
         return tf.identity(encoded)
 
 
 def _bytes(encoded: tf.Tensor, start: tf.Tensor | int, count: tf.Tensor | int) -> tf.Tensor:
-    """[count] int64, each in [0, 255]; fails beyond the end."""
+    """Returns bytes of the file, [count] int64 in [0, 255]; fails beyond its end."""
     start, count = tf.cast(start, tf.int32), tf.cast(count, tf.int32)
     encoded = _require(encoded, start + count <= tf.strings.length(encoded), "the image's file ends early")
     return tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, count), tf.uint8), tf.int64)
@@ -49,7 +49,7 @@ def _number(values: tf.Tensor, *, big_endian: bool = False) -> tf.Tensor:
 
 
 def _format(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the row of `_SIGNATURES` that fits, or their number."""
+    """Returns the row of `_SIGNATURES` that matches, or the number of rows if none does."""
     start = tf.strings.substr(encoded, 0, 12)
     start = tf.strings.substr(tf.strings.join([start, "\0" * 12]), 0, 12)
     found = tf.constant(len(_SIGNATURES))
@@ -60,10 +60,10 @@ def _format(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _require_size(encoded: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Returns `encoded` once its size is known to be sensible."""
+    """Returns `encoded` after checking that its size is sensible."""
     height, width = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
     encoded = _require(encoded, tf.minimum(height, width) > 0, "the image's header gives a size of 0")
-    # Sides have 32 bits at most, their product 64, of which one is the sign.
+    # Two sides of 32 bits can overflow a signed 64-bit product, so each side is checked, too.
     few = (height <= MAX_PIXELS) & (width <= MAX_PIXELS) & (height * width <= MAX_PIXELS)
     return _require(encoded, few, f"the image has over {MAX_PIXELS} pixels")
 
@@ -83,11 +83,11 @@ def png_pixels(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
     """Decodes a PNG file of sensible size into RGB.
 
     Args:
-      encoded: scalar string.
-      bit_depth: how many bits of the samples of 16-bit files are in use; None for all of them.
+      encoded: scalar string, contents of the file.
+      bit_depth: bits per sample that 16-bit files use, from 8 to 16; None for all of them.
 
     Returns:
-      [H, W, 3] uint8; 16-bit samples are scaled so that the largest number of `bit_depth` bits is 255.
+      [H, W, 3] uint8; 16-bit samples are scaled so that the largest number of `bit_depth` bits becomes 255.
     """
     if bit_depth is None:
         return tf.io.decode_png(encoded, channels=3)
@@ -102,19 +102,19 @@ def png_pixels(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
 
 
 def has_deep_samples(start: bytes) -> bool:
-    """Whether a file that begins so, with `DEEP_START` bytes at least, is a PNG of 16 bits a sample."""
+    """Whether a file is a PNG with 16 bits per sample; `start` is its first `DEEP_START` bytes or more."""
     return start.startswith(_SIGNATURES[1][1][0][1]) and start[_PNG_DEPTH:DEEP_START] == b"\x10"
 
 
 def png_header(height: int, width: int) -> bytes:
-    """Returns what every PNG file of a size begins with."""
+    """Returns the bytes with which every PNG file of this size begins."""
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height)
 
 
 def _bmp(encoded: tf.Tensor) -> tf.Tensor:
     header = _bytes(encoded, 0, _HEADER)
     height = _number(header[22:26])
-    height = tf.where(height >= 2**31, 2**32 - height, height)  # Negative: rows from the top.
+    height = tf.where(height >= 2**31, 2**32 - height, height)  # A negative height means rows from the top.
     encoded = _require_size(encoded, height, _number(header[18:22]))
     bits, compression = _number(header[28:30]), _number(header[30:34])
     plain = tf.equal(compression, 0) | (tf.equal(compression, 3) & tf.equal(bits, 32))
@@ -131,7 +131,7 @@ def _bmp(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _gif(encoded: tf.Tensor) -> tf.Tensor:
-    """The first frame: the file is cut behind it, since the decoder would unpack all of them."""
+    """Decodes the first frame. The file is cut after it, since the decoder would unpack all frames."""
 
     def table(flags: tf.Tensor) -> tf.Tensor:
         size = 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags % 8)
@@ -162,7 +162,7 @@ def _gif(encoded: tf.Tensor) -> tf.Tensor:
 def _webp(encoded: tf.Tensor) -> tf.Tensor:
     if not READS_WEBP:
         return _refuse(encoded, f"TensorFlow {tf.__version__} cannot read WebP")
-    # The lossy, lossless and extended kinds each keep the size elsewhere; a WebP has 2^28 pixels at most anyway.
+    # Lossy, lossless and extended files each store the size in a different place.
     header = _bytes(encoded, 0, 30)
     bits = _number(header[21:25])
     extended = (1 + _number(header[24:27]), 1 + _number(header[27:30]))
@@ -181,24 +181,24 @@ def _refuse(encoded: tf.Tensor, message: str) -> tf.Tensor:
 
 
 def _unknown(encoded: tf.Tensor) -> tf.Tensor:
-    return _refuse(encoded, "it is no JPEG, PNG, BMP, GIF or WebP image")
+    return _refuse(encoded, "it is not a JPEG, PNG, BMP, GIF or WebP image")
 
 
 def decode(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
-    """Decodes a JPEG (CMYK included), PNG (16 bits included), BMP, GIF (its first frame) or, where TensorFlow can,
-    WebP.
+    """Decodes a JPEG, PNG, BMP or GIF image, or WebP where TensorFlow can.
 
-    Gray becomes RGB, transparency is dropped.
+    JPEG includes CMYK and PNG includes 16-bit samples; of a GIF the first frame is taken. Gray becomes RGB,
+    transparency is dropped.
 
     Args:
-      encoded: scalar string.
-      bit_depth: see `png_pixels`.
+      encoded: scalar string, contents of the file.
+      bit_depth: bits in use of 16-bit samples; see `png_pixels`.
 
     Returns:
       [H, W, 3] uint8.
 
     Raises:
-      tf.errors.InvalidArgumentError: for what is no image, is damaged, or has more than `MAX_PIXELS` pixels.
+      tf.errors.InvalidArgumentError: if the file is not an image, is damaged, or has over `MAX_PIXELS` pixels.
     """
     png = functools.partial(_png, bit_depth=bit_depth)
     branches = [_jpeg, png, _bmp, _gif, _webp, _unknown]
@@ -216,7 +216,7 @@ def decode(encoded: tf.Tensor, bit_depth: int | None = None) -> tf.Tensor:
 
 
 def plain(function: Callable) -> Callable:
-    """Keeps AutoGraph away from what a data set maps: it has nothing to convert, and takes its time to find out."""
+    """Keeps AutoGraph away from a function that a data set maps: it finds nothing to convert, but searching is slow."""
     return tf.autograph.experimental.do_not_convert(function)
 
 
@@ -227,19 +227,19 @@ def try_decode(
     bit_depth: int | None = None,
     read_may_fail: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Reads and decodes one example, and goes on where that fails.
+    """Reads and decodes one example, and returns a placeholder if that fails.
 
-    TensorFlow has no operation that tries. A data set of one element can leave out what fails; only reading and
-    decoding happen inside, so that no other error is hidden.
+    TensorFlow has no operation that catches an error, but a data set of one element can drop it. Only reading and
+    decoding happen inside that data set, so that no other error is hidden.
 
     Args:
-      read: takes a number and returns the encoded image and its label.
-      index: scalar int64.
-      bit_depth: see `png_pixels`.
-      read_may_fail: whether what cannot be read is gone on from, too; else only what cannot be decoded.
+      read: function that takes an example's number and returns the encoded image and its label.
+      index: scalar int64, number of the example.
+      bit_depth: bits in use of 16-bit samples; see `png_pixels`.
+      read_may_fail: whether errors of `read` are caught, too, or only those of decoding.
 
     Returns:
-      [H, W, 3] uint8, the label (int32), and whether it went well; otherwise one black pixel and -1.
+      [H, W, 3] uint8, the label (int32) and True; on failure one black pixel, -1 and False.
     """
 
     def attempt(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -256,7 +256,7 @@ def try_decode(
 
 
 def unit_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns float32 images in [0, 1] of uint8 ones, or of floating ones that are in [0, 1] already."""
+    """Converts images to float32 in [0, 1], from uint8 or from floating values that are already in [0, 1]."""
     if images.dtype == tf.uint8:
         return tf.cast(images, tf.float32) * (1.0 / 255.0)
     if images.dtype.is_floating:

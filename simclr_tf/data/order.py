@@ -1,8 +1,8 @@
 """The order of examples: a permutation for each epoch, computed position by position.
 
-A Feistel network permutes the numbers below a power of two; walking along its cycle until a number below N comes
-up makes it a permutation of N (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Nothing is kept or
-replayed: position 10^9 costs what position 0 costs.
+A Feistel network permutes the numbers below a power of two. Following its cycle until a number below N appears makes
+it a permutation of N (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Nothing is stored or replayed:
+position 10^9 costs as much as position 0.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from simclr_tf.core.randomness import fold_in, stream, stream_seed
 from simclr_tf.core.tf import tf
 
 _ROUNDS = 6
-# Small halves mix badly; walking further costs little.
+# Small halves mix badly, and the longer cycle costs little.
 _MIN_BITS = 8
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
-    """Scrambles uint32 (Wellons' lowbias32)."""
+    """Hashes uint32 numbers (Wellons' lowbias32)."""
     for distance, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(distance, tf.uint32)))
         x = x * tf.constant(factor, tf.uint32)
@@ -26,7 +26,7 @@ def _mix(x: tf.Tensor) -> tf.Tensor:
 
 
 def _feistel(x: tf.Tensor, keys: list[tf.Tensor], bits: int) -> tf.Tensor:
-    """Permutes the numbers below 2^bits; x: [B] uint32; keys: [B] uint32 for each round, an even number of them."""
+    """Permutes the numbers below 2^bits; x: [B] uint32; keys: [B] uint32 for each of an even number of rounds."""
     right_bits, left_bits = bits // 2, bits - bits // 2
     for key in keys:
         right = tf.bitwise.bitwise_and(x, tf.constant(2**right_bits - 1, tf.uint32))
@@ -35,18 +35,18 @@ def _feistel(x: tf.Tensor, keys: list[tf.Tensor], bits: int) -> tf.Tensor:
             _mix(tf.bitwise.bitwise_xor(right, key)), tf.constant(2**left_bits - 1, tf.uint32)
         )
         left = tf.bitwise.bitwise_xor(left, mixed)
-        # The right half comes first now, with its own width.
+        # The halves swap and keep their widths; after an even number of rounds each is back in its place.
         x = tf.bitwise.bitwise_or(tf.bitwise.left_shift(right, tf.constant(left_bits, tf.uint32)), left)
         right_bits, left_bits = left_bits, right_bits
     return x
 
 
 def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns which example comes at a position of the endless order: each once in positions 0 to count - 1, and so on.
+    """Returns the examples at positions of an endless order, in which every epoch of `count` shows each example once.
 
     Args:
-      seed: the run's.
-      stream_name: of the order; orders of other names are independent.
+      seed: seed of the run.
+      stream_name: name of the order; orders of different names are independent.
       position: [B] int64, at least 0.
       count: number of examples, from 1 to 2^31.
 
@@ -64,7 +64,7 @@ def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, co
     def outside(x: tf.Tensor) -> tf.Tensor:
         return tf.cast(x, tf.int64) >= limit
 
-    @functools.partial(tf.function, autograph=False)  # Called in two places and traced once.
+    @functools.partial(tf.function, autograph=False)  # Used in two places but traced once.
     def shuffle(x: tf.Tensor, keys: list[tf.Tensor]) -> tf.Tensor:
         return _feistel(x, keys, bits)
 
@@ -76,18 +76,18 @@ def permutation(seed: tf.Tensor | int, stream_name: str, position: tf.Tensor, co
 
 
 def replacement(seeds: tf.Tensor, attempt: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns which example to take in place of an unreadable one.
+    """Returns the example that replaces an unreadable one.
 
     Args:
-      seeds: [..., 2] int32, of this step and example.
-      attempt: scalar int, counted from 1: replacements may be unreadable, too.
+      seeds: [..., 2] int32, seeds of this step and example.
+      attempt: scalar int, counted from 1, because replacements may be unreadable, too.
       count: number of examples.
 
     Returns:
       [...] int64 in [0, count).
     """
     bits = tf.bitcast(fold_in(fold_in(seeds, stream("replacement")), attempt), tf.uint32)
-    # The high half of a product of 64 bits is uniform below `count`.
+    # The high 32 bits of the 64-bit product are uniform below `count`, without the cost of a modulo.
     return tf.cast(
         tf.bitwise.right_shift(tf.cast(bits[..., 0], tf.uint64) * count, tf.constant(32, tf.uint64)), tf.int64
     )

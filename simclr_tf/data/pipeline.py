@@ -1,7 +1,7 @@
 """From a source to batches: order, decoding, crops, shards.
 
-What is in a batch is a function of (seed, step) alone. Sources that fit in memory decoded are cropped a batch at a
-time; of others each image is read, decoded and cropped by itself, many at once. No Python runs between batches.
+The contents of a batch depend on (seed, step) alone. If a decoded source fits in memory, the pipeline crops it a batch
+at a time; otherwise it reads, decodes and crops images one by one, in parallel. No Python runs between batches.
 """
 
 from __future__ import annotations
@@ -21,27 +21,32 @@ from simclr_tf.data.sources.source import Source
 Batch = dict[str, tf.Tensor]
 
 _CROP_STREAM = stream("host crop")
-# The order and the random numbers cost a thousand small operations, however many examples they are made for.
+# Order and random numbers cost a thousand small operations, however many examples they are computed for.
 _EXAMPLES_PER_PLAN = 2048
-# Where nobody counts unreadable images, a source of nothing else ends so.
+# Ends the search in a source without readable images when nothing counts them.
 _MAX_REPLACEMENTS = 1000
 
 
 class _Plan(NamedTuple):
-    """What is to be made: tensors [..., B]; `seeds` [..., B, 2]; `draws` [..., B, V, D]; `wanted` False for padding.
+    """The examples of batches, as tensors [..., B].
 
-    `again` is added to `index` in the end, so that an image's copies in a batch have numbers of their own.
+    Attributes:
+      seeds: [..., B, 2] int32, seeds of the crops.
+      index: int64, numbers of the examples in the source.
+      repeat_offset: int64, added to `index` in the batch, so that an image that comes twice gets two numbers.
+      draws: [..., B, V, D] float32, random numbers of the crops.
+      wanted: bool, False for padding.
     """
 
     seeds: tf.Tensor
     index: tf.Tensor
-    again: tf.Tensor
+    repeat_offset: tf.Tensor
     draws: tf.Tensor
     wanted: tf.Tensor
 
 
 class _Pixels(NamedTuple):
-    """A source decoded in memory, as tensors."""
+    """A source decoded in memory, as tensors; see `source.Resident`."""
 
     images: tf.Tensor
     labels: tf.Tensor
@@ -65,29 +70,31 @@ def train_dataset(
     """Makes the training batches of one input pipeline.
 
     Row r of the global batch of step s is position `s * global_batch_size + r` of an endless order in which every
-    epoch is a permutation of its own. A shard makes its replicas' rows, one element for each replica and step in turn:
-    over all shards replica k sees rows `k * per_replica_batch_size` and on. Starting at a step costs no replay.
+    epoch is a separate permutation. A shard makes the rows of its replicas, one element for each step and replica:
+    counted over all shards, replica k sees the rows from `k * per_replica_batch_size` on. Starting at a later step
+    replays nothing.
 
-    An unreadable image is replaced by another of the source, chosen by (seed, step, example), so that a resumed run
-    sees the same; it is added to `bad_images`, which ends the run once there are too many.
+    An unreadable image is replaced by another one, chosen by (seed, step, example), so that a resumed run sees the
+    same images. It is added to `bad_images`, which ends the run once there are too many.
 
     Args:
-      source: where images come from.
-      prepare: what is made of each.
-      global_batch_size: of all shards together, a multiple of num_shards * per_replica_batch_size.
+      source: source of the images.
+      prepare: crops to take of each image.
+      global_batch_size: batch size over all shards, a multiple of num_shards * per_replica_batch_size.
       per_replica_batch_size: rows of one element.
-      seed: the run's.
-      first_step: where to start.
-      num_steps: how many steps to make.
-      shard_index: which pipeline this is.
-      num_shards: of so many.
-      bad_images: counts unreadable images; without it the first one fails.
-      stream_name: another name gives another order and other crops of the same source.
+      seed: seed of the run.
+      first_step: step to start at.
+      num_steps: number of steps to make.
+      shard_index: number of this pipeline, from 0.
+      num_shards: number of pipelines.
+      bad_images: counter of unreadable images; without it the first one raises an error.
+      stream_name: name of the random stream; different names give different orders and crops of the same source.
 
     Returns:
-      Elements with the crops' names -> [b, S, S, 3] uint8, `label` [b] int32 (-1 where unknown) and `index` [b] int64,
-      the examples' numbers in the source, from which their random numbers follow. Where a batch goes on into another
-      epoch these are higher by `source.num_examples`, and so on: an image that comes twice is not augmented alike.
+      Elements with the crops by name, [b, S, S, 3] uint8, `label` [b] int32 (-1 where unknown) and `index` [b] int64,
+      the examples' numbers in the source, which determine their random numbers. In a batch that spans several epochs,
+      the numbers rise by `source.num_examples` with each epoch, so that two copies of an image are augmented
+      differently.
     """
     replicas = _local_replicas(global_batch_size, per_replica_batch_size, num_shards)
     stream_id = _CROP_STREAM if stream_name == "train" else stream(f"host crop {stream_name}")
@@ -99,9 +106,9 @@ def train_dataset(
         index = permutation(seed, stream_name, tf.reshape(positions, [-1]), source.num_examples)
         index = tf.reshape(index, tf.shape(positions))
         epochs = positions // source.num_examples - step[:, None] * global_batch_size // source.num_examples
-        again = epochs * source.num_examples
-        seeds = example_seed(seed, stream_id, step[:, None], index + again)
-        return _Plan(seeds, index, again, prepare.draws(seeds), tf.ones_like(index, tf.bool))
+        repeat_offset = epochs * source.num_examples
+        seeds = example_seed(seed, stream_id, step[:, None], index + repeat_offset)
+        return _Plan(seeds, index, repeat_offset, prepare.draws(seeds), tf.ones_like(index, tf.bool))
 
     plans = _plans(plan, num_steps * replicas, per_replica_batch_size)
     batches = _batches(source, prepare, plans, per_replica_batch_size, bad_images, replace=True)
@@ -118,22 +125,23 @@ def eval_dataset(
     num_shards: int = 1,
     bad_images: BadImages | IgnoredImages | None = None,
 ) -> tf.data.Dataset:
-    """Makes the batches of one input pipeline that show each example once, in the source's order.
+    """Makes the evaluation batches of one input pipeline: each example once, in the source's order.
 
     Every shard makes the same number of elements of the same shape: the last ones are padded, with weight 0. An
     unreadable image has weight 0, too, and is added to `bad_images`.
 
     Args:
-      source: where images come from.
-      prepare: what is made of each.
-      batch_size: of all shards together, a multiple of num_shards * per_replica_batch_size.
+      source: source of the images.
+      prepare: crops to take of each image.
+      batch_size: batch size over all shards, a multiple of num_shards * per_replica_batch_size.
       per_replica_batch_size: rows of one element.
-      shard_index: which pipeline this is.
-      num_shards: of so many.
-      bad_images: counts unreadable images; without it the first one fails.
+      shard_index: number of this pipeline, from 0.
+      num_shards: number of pipelines.
+      bad_images: counter of unreadable images; without it the first one raises an error.
 
     Returns:
-      Elements like those of `train_dataset`, and `weight` [b] float32, 1 for an example and 0 for padding.
+      Elements like those of `train_dataset`, and `weight` [b] float32: 1 for an example, 0 for padding and unreadable
+      images.
     """
     replicas = _local_replicas(batch_size, per_replica_batch_size, num_shards)
     steps = -(-source.num_examples // batch_size)
@@ -151,7 +159,7 @@ def eval_dataset(
 
 
 def _local_replicas(batch_size: int, per_replica: int, num_shards: int) -> int:
-    """How many replicas a shard feeds."""
+    """Returns the number of replicas that a shard feeds."""
     replicas, rest = divmod(batch_size, per_replica * num_shards)
     if rest or not replicas:
         raise ValueError(f"a batch of {batch_size} does not divide over {num_shards} shards in parts of {per_replica}")
@@ -159,12 +167,12 @@ def _local_replicas(batch_size: int, per_replica: int, num_shards: int) -> int:
 
 
 def _rows(replica: tf.Tensor, per_replica: int) -> tf.Tensor:
-    """[n] numbers of replicas -> [n, b] int64 rows of the global batch."""
+    """Returns the rows of the global batch, [n, b] int64, that replicas see; replica: [n] their numbers."""
     return replica[:, None] * per_replica + tf.range(per_replica, dtype=tf.int64)
 
 
 def _plans(plan: Callable[[tf.Tensor], _Plan], elements: int, per_replica: int) -> tf.data.Dataset:
-    """One plan for each element, made for many elements at a time."""
+    """Makes one plan for each element, many at a time."""
     together = max(1, _EXAMPLES_PER_PLAN // per_replica)
 
     def some(first: tf.Tensor) -> _Plan:
@@ -177,6 +185,7 @@ def _plans(plan: Callable[[tf.Tensor], _Plan], elements: int, per_replica: int) 
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
+    # Each pipeline is a shard already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
 
@@ -190,7 +199,7 @@ def _batches(
     *,
     replace: bool,
 ) -> tf.data.Dataset:
-    """Turns plans into batches with `weight`."""
+    """Makes batches, with `weight`, from plans."""
     resident = source.resident()
     if resident is not None:
         if not resident.readable.all():
@@ -203,11 +212,11 @@ def _batches(
         with tf.device("CPU:0"):
             pixels = _Pixels(*(tf.constant(part) for part in resident))
         if prepare.takes_batches(*resident.images.shape[1:3]):
-            return _map(plans, lambda plan: _resident(pixels, prepare.of_batch, plan, replace=replace))
-        one = functools.partial(_resident, pixels, prepare.of_image, replace=replace)
+            return _map(plans, lambda plan: _from_memory(pixels, prepare.of_batch, plan, replace=replace))
+        make_example = functools.partial(_from_memory, pixels, prepare.of_image, replace=replace)
     else:
-        one = _reader(source, prepare, bad_images, replace=replace)
-    return _map(plans.unbatch(), one).batch(per_replica, drop_remainder=True)
+        make_example = _reader(source, prepare, bad_images, replace=replace)
+    return _map(plans.unbatch(), make_example).batch(per_replica, drop_remainder=True)
 
 
 def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
@@ -215,8 +224,10 @@ def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
     return dataset.map(plain(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], plan: _Plan, *, replace: bool) -> Batch:
-    """Crops what is in memory: one example or a batch."""
+def _from_memory(
+    pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], plan: _Plan, *, replace: bool
+) -> Batch:
+    """Crops images in memory: one example or a batch."""
     index = plan.index
 
     def step(index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -233,7 +244,7 @@ def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], pl
     return {
         **crop(tf.gather(pixels.images, index), plan.draws),
         "label": tf.gather(pixels.labels, index),
-        "index": index + plan.again,
+        "index": index + plan.repeat_offset,
         "weight": tf.cast(usable, tf.float32),
     }
 
@@ -241,26 +252,26 @@ def _resident(pixels: _Pixels, crop: Callable[[tf.Tensor, tf.Tensor], Batch], pl
 def _reader(
     source: Source, prepare: Prepare, bad_images: BadImages | IgnoredImages | None, *, replace: bool
 ) -> Callable[[_Plan], Batch]:
-    """Returns what reads, decodes and crops one example; an unreadable one is replaced, or has weight 0."""
+    """Returns a function that reads, decodes and crops one example; it replaces unreadable ones or sets weight 0."""
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if bad_images is not None:
-            # A network that is away for a while makes no image a bad one.
+            # A network failure does not make an image a bad one, so reading over a network may not fail silently.
             return try_decode(source.read, index, bit_depth=source.bit_depth, read_may_fail=not source.remote)
         encoded, label = source.read(index)
         return source.decode(encoded), label, tf.constant(True)
 
-    # Called in two places and traced once.
+    # Used in two places but traced once.
     read = tf.function(read, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     nothing = (tf.zeros([1, 1, 3], tf.uint8), tf.constant(-1), tf.constant(False))
 
-    def one(plan: _Plan) -> Batch:
+    def make_example(plan: _Plan) -> Batch:
         image, label, sound = tf.cond(plan.wanted, lambda: read(plan.index), lambda: nothing)
         index = plan.index
         if bad_images is not None and replace:
             image, label, sound, index, _ = tf.while_loop(
                 lambda image, label, sound, index, attempt: tf.logical_not(sound) & (attempt <= _MAX_REPLACEMENTS),
-                lambda image, label, sound, index, attempt: again(plan.seeds, index, attempt),
+                lambda image, label, sound, index, attempt: read_another(plan.seeds, index, attempt),
                 (image, label, sound, index, tf.constant(1, tf.int64)),
                 shape_invariants=(tf.TensorShape([None, None, 3]), *[tf.TensorShape([])] * 4),
             )
@@ -270,23 +281,23 @@ def _reader(
             with tf.control_dependencies([noted]):
                 image = tf.identity(image)
         crops = prepare.of_image(image, plan.draws)
-        return {**crops, "label": label, "index": index + plan.again, "weight": tf.cast(sound, tf.float32)}
+        return {**crops, "label": label, "index": index + plan.repeat_offset, "weight": tf.cast(sound, tf.float32)}
 
-    def again(seeds: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def read_another(seeds: tf.Tensor, index: tf.Tensor, attempt: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with tf.control_dependencies([bad_images.add_in_graph(index)]):
             index = replacement(seeds, attempt, source.num_examples)
         return (*read(index), index, attempt + 1)
 
-    return one
+    return make_example
 
 
 class Input(NamedTuple):
     """A stream of examples.
 
     Attributes:
-      source: of the images.
-      prepare: what the host makes of each image; see `data.prepare`.
-      batch_size: examples of a step over all replicas; None for the run's global batch.
+      source: source of the images.
+      prepare: crops that the host takes of each image; see `host_crops.Prepare`.
+      batch_size: examples per step over all replicas; None for the run's global batch size.
     """
 
     source: Source

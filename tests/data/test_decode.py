@@ -137,9 +137,9 @@ def test_pictures_that_claim_too_many_pixels_are_not_decoded(encoded):
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (b"", "no JPEG"),
-        (b"hello, I am a text file", "no JPEG"),
-        (save(picture("RGB"), "TIFF"), "no JPEG"),
+        (b"", "not a JPEG"),
+        (b"hello, I am a text file", "not a JPEG"),
+        (save(picture("RGB"), "TIFF"), "not a JPEG"),
         (save(picture("RGB"), "PNG")[:20], "ends early"),
         (save(picture("RGB"), "PNG")[:200], ""),
         (save(picture("RGB"), "JPEG")[:300], ""),

@@ -295,7 +295,7 @@ def test_too_many_unreadable_images_stop_the_run(damaged):
     with pytest.raises((UserError, tf.errors.OpError)):
         batches(damaged, steps=8, bad=bad)
     with pytest.raises(
-        UserError, match=r"of files cannot be read, more than Data.max_bad_images = 2 \(folder/\d+.png: it is no JPEG"
+        UserError, match=r"of files cannot be read, more than Data.max_bad_images = 2 \(folder/\d+.png: it is not a"
     ):
         bad.check()
 

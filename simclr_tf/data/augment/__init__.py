@@ -1,1 +1,1 @@
-"""What happens to images on the device: crop and flip, color, blur, and operations of Addons."""
+"""Augmentation on the device: flip, color jitter, blur, and cutout and rotation from Addons."""

@@ -1,7 +1,7 @@
 """Cutout and rotation from tensorflow-addons, for the ablation of augmentations (Chen et al. 2020a, section 3.1).
 
-XLA cannot compile either, so that they run on CPUs and GPUs without `jit_compile` only. `Augment` looks for
-tensorflow-addons when it is made; calling these without it raises the same UserError.
+XLA cannot compile either, so they run only on CPUs and GPUs without `jit_compile`. `Augment` checks for
+tensorflow-addons when it is constructed; calling these functions without it raises the same UserError.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Sequence
 from simclr_tf.core.tf import addons, tf
 from simclr_tf.data.augment.random_step import channels_first, channels_last, choose, random_step
 
-# AutoGraph would try, and fail with a warning, to convert the import.
+# AutoGraph would try to convert the import and fail with a warning.
 _addons = tf.autograph.experimental.do_not_convert(addons)
 
 
 def cutout_size(image_side: int, fraction: float) -> int:
-    """Returns the side of the mask in pixels, which has to be even: the nearest to `fraction` of the image's side."""
+    """Returns the mask's side in pixels: the even number nearest to `fraction` of the image's side, at least 2."""
     return max(2 * round(fraction * image_side / 2), 2)
 
 
 @random_step("cutout", draws=3)
 def random_cutout(images: tf.Tensor, draws: tf.Tensor, *, fraction: float = 0.5, probability: float = 1.0) -> tf.Tensor:
-    """Blackens a rectangle at random: `random_cutout(images, seeds, fraction=0.5, probability=1.0)`.
+    """Blacks out a random rectangle: `random_cutout(images, seeds, fraction=0.5, probability=1.0)`.
 
     Args:
       images: [3, H, W] or [B, 3, H, W] float32, H and W static.
       draws: [..., 3] in [0, 1).
       fraction: height and width of the mask as a fraction of the image's, in (0, 1). The mask lies inside the image.
-      probability: with which an image is cut.
+      probability: probability that an image is masked.
     """
     if images.shape.rank == 3:
         return random_cutout.with_draws(images[None], draws[None], fraction=fraction, probability=probability)[0]
@@ -48,13 +48,13 @@ def random_cutout(images: tf.Tensor, draws: tf.Tensor, *, fraction: float = 0.5,
 def random_rotation(
     images: tf.Tensor, draws: tf.Tensor, *, degrees: Sequence[float] = (90.0, 180.0, 270.0), probability: float = 1.0
 ) -> tf.Tensor:
-    """Rotates at random: `random_rotation(images, seeds, degrees=(90, 180, 270), probability=1.0)`.
+    """Rotates by a random angle: `random_rotation(images, seeds, degrees=(90, 180, 270), probability=1.0)`.
 
     Args:
       images: [3, H, W] or [B, 3, H, W] float32 in [0, 1].
       draws: [..., 2] in [0, 1).
-      degrees: the angles to choose from, counterclockwise; bilinear interpolation, black beyond the image.
-      probability: with which an image is rotated.
+      degrees: angles to choose from, counterclockwise. Interpolation is bilinear; pixels from outside are black.
+      probability: probability that an image is rotated.
     """
     if images.shape.rank == 3:
         return random_rotation.with_draws(images[None], draws[None], degrees=degrees, probability=probability)[0]

@@ -1,8 +1,8 @@
 """SimCLR's augmentations as one configuration (Chen et al. 2020a, appendix A; 2020b, appendix).
 
-Decoding, cropping and resizing belong to the host (`Augment.crop_box`, `crop.resize`); flip, color and blur run on
-the device, batched, each image with parameters of its own (`Augment.__call__`). All of it is a pure function of
-stateless seeds and gives the same numbers eagerly, in tf.data and under XLA, for one image and for a batch.
+The host decodes, crops and resizes (`Augment.crop_box`, `crop.resize`). The device flips, distorts colors and blurs
+whole batches, with separate parameters for each image (`Augment.__call__`). Both are pure functions of stateless seeds
+and give the same numbers eagerly, in tf.data and under XLA, for one image and for a batch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from simclr_tf.data.augment.random_step import RandomStep, channels_first, chann
 from simclr_tf.data.crop import CROP_KINDS, Box, random_crop_box
 from simclr_tf.data.decode import unit_images
 
-# At this strength hue turns by up to half a turn either way, which is every hue.
+# At this strength hue shifts by up to half a turn either way, which reaches every hue.
 _GREATEST_STRENGTH = 2.5
 
 
 @random_step("flip", draws=1)
 def random_flip(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
-    """Mirrors left to right at random: `random_flip(images, seeds, probability=0.5)`."""
+    """Mirrors images left to right at random: `random_flip(images, seeds, probability=0.5)`."""
     return choose(draws[..., 0] < probability, tf.reverse(images, axis=[-1]), images)
 
 
 class Augment:
-    """What is done to a training image, with what probability and in what ranges.
+    """The augmentations of a training image, with their probabilities and ranges.
 
     Attributes:
-      steps_without_xla: names of the parameters whose steps XLA cannot compile; empty unless cutout or rotation is on.
+      steps_without_xla: names of the parameters that turn on steps which XLA cannot compile; empty unless cutout or
+        rotation is on.
     """
 
     def __init__(
@@ -59,27 +60,27 @@ class Augment:
         """Checks the parameters.
 
         Args:
-          area_min: least share of the image's area that a crop takes, in (0, 1]; 1 takes whole images.
-          area_max: greatest share, in [area_min, 1].
-          ratio_min: least width / height of a crop, positive.
-          ratio_max: greatest width / height.
+          area_min: minimum share of the image's area that a crop takes, in (0, 1]; 1 takes whole images.
+          area_max: maximum share, in [area_min, 1].
+          ratio_min: minimum width / height of a crop, positive.
+          ratio_max: maximum width / height.
           flip: whether half of the images are mirrored left to right.
-          color_strength: s of the color jitter, in [0, 2.5]: brightness, contrast and saturation change by a factor
-            within 1 +- 0.8 s, hue by up to 0.2 s of a turn. 1 for ImageNet, 0.5 for CIFAR-10.
-          jitter_probability: of color jitter, in [0, 1].
-          gray_probability: of dropping color, in [0, 1].
-          blur_probability: of Gaussian blur, in [0, 1]; 0 for CIFAR-10.
-          cutout_probability: of blackening a square, in [0, 1]; needs tensorflow-addons.
+          color_strength: strength s of the color jitter, in [0, 2.5]: brightness, contrast and saturation change by a
+            factor within 1 +- 0.8 s, hue by up to 0.2 s of a turn. 1 for ImageNet, 0.5 for CIFAR-10.
+          jitter_probability: probability of color jitter, in [0, 1].
+          gray_probability: probability of conversion to gray, in [0, 1].
+          blur_probability: probability of Gaussian blur, in [0, 1]; 0 for CIFAR-10.
+          cutout_probability: probability that a square is blacked out, in [0, 1]; needs tensorflow-addons.
           cutout_fraction: side of that square as a fraction of the image's side, in (0, 1).
-          rotation_probability: of a rotation, in [0, 1]; needs tensorflow-addons.
-          rotation_degrees: the angles to choose from, counterclockwise.
-          crop: "paper" draws areas uniformly; "published" draws heights uniformly, as the released code does; see
+          rotation_probability: probability of a rotation, in [0, 1]; needs tensorflow-addons.
+          rotation_degrees: angles to choose from, counterclockwise.
+          crop: "paper" draws areas uniformly; "published" draws heights uniformly, as the released code does. See
             `crop.random_crop_box`.
           brightness: "multiplicative" as in SimCLRv2, by a factor within 1 +- 0.8 s; "additive" as in SimCLR's first
-            version, by a summand within +- 0.8 s.
+            version, by an offset within +- 0.8 s.
 
         Raises:
-          UserError: a value out of its range, or cutout or rotation without tensorflow-addons.
+          UserError: if a value is out of range, or cutout or rotation is on without tensorflow-addons.
         """
         self.area_range = (
             _within("area_min", area_min, above=0, most=1),
@@ -112,7 +113,7 @@ class Augment:
         self._steps = self._configured_steps()
 
     def _configured_steps(self) -> list[tuple[RandomStep, dict[str, Any]]]:
-        """Returns the steps that can happen at all, in order, each with its settings."""
+        """Returns the steps of nonzero probability, in order, each with its settings."""
         jitter_probability = self.jitter_probability if self.color_strength > 0 else 0.0
         steps = [
             (random_flip, {"probability": 0.5 if self.flip else 0.0}),
@@ -135,7 +136,7 @@ class Augment:
         *,
         draws: tf.Tensor | None = None,
     ) -> Box:
-        """Returns a random crop's y, x, height, width (int32, pixels); see `crop.random_crop_box`."""
+        """Returns a random crop's y, x, height and width (int32, pixels); see `crop.random_crop_box`."""
         return random_crop_box(
             seed,
             height,
@@ -147,11 +148,11 @@ class Augment:
         )
 
     def __call__(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Flips, distorts and blurs crops.
+        """Augments crops: flip, color, blur and, where they are on, cutout and rotation.
 
         Args:
           images: [B, H, W, 3] uint8, or floating in [0, 1]; or one image [H, W, 3].
-          seeds: [B, 2] int32, or [2]. Two views of one image need seeds of their own.
+          seeds: [B, 2] int32, or [2] for one image. The two views of an image need different seeds.
 
         Returns:
           float32 of the same shape, in [0, 1].
@@ -170,7 +171,7 @@ class Augment:
         return channels_last(images)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the parameters by name, as plain values."""
+        """Returns the constructor's arguments by name, as plain values."""
         return {
             "area_min": self.area_range[0],
             "area_max": self.area_range[1],

@@ -1,4 +1,4 @@
-"""Gaussian blur with each image's own width (Chen et al. 2020a, appendix A)."""
+"""Gaussian blur with a separate width for each image (Chen et al. 2020a, appendix A)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIGMA_RANGE = (0.1, 2.0)
 
 
 def _band(sigma: tf.Tensor, size: tf.Tensor | int, radius: int) -> tf.Tensor:
-    """Returns [..., size, size] float32: the convolution of a line of pixels, with zeros beyond its ends."""
+    """Returns the banded matrix, [..., size, size] float32, that blurs a line of pixels padded with zeros."""
     scale = -0.5 / tf.square(sigma)[..., None, None]
 
     def weights(distances: tf.Tensor) -> tf.Tensor:
@@ -22,17 +22,17 @@ def _band(sigma: tf.Tensor, size: tf.Tensor | int, radius: int) -> tf.Tensor:
 
 
 def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int | None = None) -> tf.Tensor:
-    """Blurs each image with a Gaussian of its own.
+    """Blurs each image with its own Gaussian.
 
-    A separable convolution with zeros beyond the border ("SAME"), normalized over the full kernel, so that borders
-    darken as in the published code. It is computed as two products with banded matrices, which on each device costs
-    a fraction of a convolution with a kernel for each image. Where float32 products round their inputs (TPUs,
-    TensorFloat-32), the result is as exact as what the first convolution of a network makes of it.
+    This is a separable convolution with zero padding ("SAME"), normalized over the full kernel, so borders darken as
+    in the published code. Two products with banded matrices compute it; on every device they cost a fraction of a
+    convolution with one kernel per image. Where float32 products round their inputs (TPUs, TensorFloat-32), the
+    network's first convolution rounds the result just as much.
 
     Args:
       images: [..., 3, H, W] float32 in [0, 1], H and W static.
-      sigma: [...] float32, standard deviation in pixels, positive.
-      kernel_size: the kernel reaches `kernel_size // 2` pixels each way; by default `H // 10`.
+      sigma: [...] float32, standard deviations in pixels, positive.
+      kernel_size: size of the kernel, which reaches `kernel_size // 2` pixels each way; `H // 10` by default.
 
     Returns:
       [..., 3, H, W] float32 in [0, 1].
@@ -49,12 +49,14 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int | Non
 
 @random_step("blur", draws=2)
 def random_blur(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
-    """Blurs at random: `random_blur(images, seeds, probability=0.5)`.
+    """Blurs images at random: `random_blur(images, seeds, probability=0.5)`.
+
+    Sigma is uniform in [0.1, 2] pixels, the kernel's size `H // 10`.
 
     Args:
       images: [..., 3, H, W] float32 in [0, 1].
       draws: [..., 2] in [0, 1).
-      probability: with which an image is blurred, sigma uniform in [0.1, 2] pixels, kernel `H // 10`.
+      probability: probability that an image is blurred.
     """
     sigma = SIGMA_RANGE[0] + (SIGMA_RANGE[1] - SIGMA_RANGE[0]) * draws[..., 1]
     return choose(draws[..., 0] < probability, gaussian_blur(images, sigma), images)

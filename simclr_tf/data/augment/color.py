@@ -1,8 +1,8 @@
-"""Color distortion with parameters for each image (Chen et al. 2020a, appendix A).
+"""Color distortion with separate parameters for each image (Chen et al. 2020a, appendix A).
 
-The adjustments are those of `tf.image.adjust_*`, which take one parameter for the whole batch and would have to be
-computed 16 times for a random order of four. All here take images [..., 3, H, W] float32 in [0, 1] with parameters
-[...]; random steps are called with [..., H, W, 3] and seeds (see `random_step.py`).
+The adjustments equal those of `tf.image.adjust_*`, which take one parameter for a whole batch and would have to run
+16 times for a random order of four. Functions here take images [..., 3, H, W] float32 in [0, 1] and parameters [...];
+random steps are called with [..., H, W, 3] and seeds (see `random_step.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from simclr_tf.data.augment.random_step import choose, random_step
 
 Planes = list[tf.Tensor]  # Red, green and blue, each [..., H, W].
 
-# Of red, green and blue in `tf.image.rgb_to_grayscale` (ITU-R BT.601).
+# Weights of red, green and blue in `tf.image.rgb_to_grayscale` (ITU-R BT.601).
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
-_TINY = 1e-30
+_TINY = 1e-30  # Keeps the hue of grays, which have no chroma, from being 0 / 0.
 BRIGHTNESS_KINDS = ("multiplicative", "additive")
 
 
@@ -31,8 +31,8 @@ def _per_image(parameter: tf.Tensor) -> tf.Tensor:
 def _turn_and_saturate(planes: Planes, delta: tf.Tensor, factor: tf.Tensor) -> Planes:
     """Adds `delta` (in turns) to the hue and multiplies the saturation by `factor`, keeping HSV's value.
 
-    In HSV a color is its greatest channel, the chroma (greatest less least channel) and the hue. Saturation is chroma
-    over the greatest channel, and is clipped to 1. The two adjustments commute, and neither leaves [0, 1].
+    In HSV a color is its greatest channel, its chroma (greatest minus least channel) and its hue. Saturation is chroma
+    over the greatest channel, clipped to 1. The two adjustments commute, and neither leaves [0, 1].
     """
     red, green, blue = planes
     greatest = tf.maximum(tf.maximum(red, green), blue)
@@ -54,7 +54,7 @@ def _turn_and_saturate(planes: Planes, delta: tf.Tensor, factor: tf.Tensor) -> P
 def _contrast_or_brightness(
     planes: Planes, is_contrast: tf.Tensor, contrast: tf.Tensor, brightness: tf.Tensor, *, additive: bool
 ) -> Planes:
-    """Scales around each channel's mean over the image (contrast), or changes brightness, then clips."""
+    """Scales around each channel's mean over the image (contrast) or changes the brightness, then clips."""
     factor = _per_image(tf.where(is_contrast, contrast, 1.0 if additive else brightness))
     rest = tf.where(_per_image(is_contrast), 1.0 - factor, 0.0)
     changed = [factor * plane + rest * tf.reduce_mean(plane, axis=[-2, -1], keepdims=True) for plane in planes]
@@ -74,17 +74,17 @@ def jitter(
     places: tf.Tensor,
     additive: bool = False,
 ) -> tf.Tensor:
-    """Adjusts brightness, contrast, saturation and hue, in an order of each image's own, clipping after each.
+    """Adjusts brightness, contrast, saturation and hue in a separate order for each image, clipping after each.
 
-    Of the four only brightness and contrast need their order among themselves; hue and saturation commute, so each
-    falls in one of three gaps: before, between and after those two. Five steps thus cover all 24 orders.
+    Hue and saturation commute, so only the order of brightness and contrast matters, and whether hue and saturation
+    each come before, between or after those two. Five steps thus cover all 24 orders.
 
     Args:
       images: [..., 3, H, W] float32 in [0, 1].
-      brightness: [...] factors; what to add if `additive`.
+      brightness: [...] factors, or offsets if `additive`.
       contrast: [...] factors.
       saturation: [...] factors.
-      hue: [...] what to add, in turns.
+      hue: [...] offsets, in turns.
       places: [..., 4] distinct numbers for brightness, contrast, saturation and hue; lower comes earlier.
       additive: whether brightness is added instead of multiplied.
 
@@ -116,7 +116,7 @@ def jitter(
 
 
 def to_gray(images: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 3, H, W] images whose three channels are each the luma of `images`."""
+    """Returns gray images, [..., 3, H, W], whose three channels all hold the luma of `images`."""
     gray = tf.add_n([weight * plane for weight, plane in zip(_GRAY_WEIGHTS, tf.unstack(images, axis=-3))])
     return tf.stack([gray] * 3, axis=-3)
 
@@ -132,15 +132,15 @@ def color_jitter(
 ) -> tf.Tensor:
     """Distorts colors at random: `color_jitter(images, seeds, strength=1.0, probability=0.8)`.
 
-    Brightness, contrast and saturation are multiplied by factors in [max(1 - 0.8 s, 0), 1 + 0.8 s], hue turns by
-    up to 0.2 s of a full turn either way, in random order.
+    In random order, brightness, contrast and saturation are multiplied by factors in [max(1 - 0.8 s, 0), 1 + 0.8 s],
+    and hue shifts by up to 0.2 s of a full turn either way.
 
     Args:
       images: [..., 3, H, W] float32 in [0, 1].
       draws: [..., 9] in [0, 1).
-      strength: s, 1 for ImageNet, 0.5 for CIFAR-10.
-      probability: with which an image is distorted at all.
-      brightness: "multiplicative", or "additive" as in SimCLR's first version: then up to 0.8 s is added or subtracted.
+      strength: the s above; 1 for ImageNet, 0.5 for CIFAR-10.
+      probability: probability that an image is distorted at all.
+      brightness: "multiplicative", or "additive" as in SimCLR's first version, which adds up to 0.8 s either way.
 
     Returns:
       [..., 3, H, W] float32 in [0, 1].
@@ -162,5 +162,5 @@ def color_jitter(
 
 @random_step("gray", draws=1)
 def random_gray(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.2) -> tf.Tensor:
-    """Removes color at random: `random_gray(images, seeds, probability=0.2)`."""
+    """Turns images gray at random: `random_gray(images, seeds, probability=0.2)`."""
     return choose(draws[..., 0] < probability, to_gray(images), images)

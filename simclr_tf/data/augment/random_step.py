@@ -1,7 +1,7 @@
-"""Random steps: augmentations as pure functions of images and seeds, and the numbers that several of them need.
+"""Random steps: augmentations as pure functions of images and seeds.
 
-Inside a step images are channels first, [..., 3, H, W]: on a CPU it is several times faster to work on whole planes
-of red, green and blue than on every third number.
+Inside a step images are channels first, [..., 3, H, W]: a CPU works several times faster on whole planes of red, green
+and blue than on every third number.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from simclr_tf.core.tf import tf
 class RandomStep:
     """An augmentation with its own stream of random numbers, called with `(images, seeds, **settings)`.
 
-    The function it wraps takes channels-first images and numbers in [0, 1) in place of the seeds, so that `draw_all`
-    can make the numbers of many steps at once: the generator costs some 120 small operations, however many numbers
-    it makes.
+    The function it wraps takes channels-first images and, instead of seeds, numbers in [0, 1). `draw_all` makes the
+    numbers of many steps at once, because the generator costs about 120 small operations however many it makes.
 
     Attributes:
-      name: names the stream, which no other step may share.
-      draws: how many numbers the step needs for each image.
-      with_draws: the function (images [..., 3, H, W], draws [..., n], **settings) -> images of the same shape.
+      name: name of the stream; each step needs a different one.
+      draws: number of random numbers that the step needs for each image.
+      with_draws: function (images [..., 3, H, W], draws [..., n], **settings) -> images of the same shape.
     """
 
     def __init__(self, name: str, draws: int, function: Callable[..., tf.Tensor]):
-        """Wraps `function`; see the attributes."""
+        """Wraps a function; see the attributes."""
         self.name = name
         self.draws = draws
         self.with_draws = function
@@ -50,19 +49,19 @@ class RandomStep:
 
 
 def random_step(name: str, *, draws: int) -> Callable[[Callable[..., tf.Tensor]], RandomStep]:
-    """Makes a `RandomStep` of a function; for the arguments see there."""
+    """Decorates a function to make it a `RandomStep`; see its constructor for the arguments."""
     return functools.partial(RandomStep, name, draws)
 
 
 def draw_all(seeds: tf.Tensor, steps: Sequence[RandomStep]) -> list[tf.Tensor]:
-    """Draws the numbers of several steps.
+    """Draws the random numbers of several steps.
 
     Args:
       seeds: [..., 2] int32.
-      steps: at least one. What a step gets does not depend on the others.
+      steps: at least one step. A step's numbers do not depend on the others.
 
     Returns:
-      For each step float32 [..., step.draws] in [0, 1).
+      One float32 tensor [..., step.draws] in [0, 1) for each step.
     """
     streams = tf.constant([stream(step.name) for step in steps], tf.int64)
     numbers = uniform(fold_in(tf.expand_dims(seeds, -2), streams), max(step.draws for step in steps))
@@ -70,22 +69,22 @@ def draw_all(seeds: tf.Tensor, steps: Sequence[RandomStep]) -> list[tf.Tensor]:
 
 
 def choose(chosen: tf.Tensor, changed: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-    """Takes `changed` where `chosen` holds and `images` elsewhere.
+    """Selects `changed` where `chosen` is true and `images` elsewhere.
 
     Args:
-      chosen: bool, [B] or a scalar.
-      changed: [B, ...] or [...].
-      images: like `changed`.
+      chosen: [B] bool, or a scalar.
+      changed: [B, ...], or [...] for a scalar `chosen`.
+      images: images of the same shape as `changed`.
     """
-    # The newer tf.where would broadcast `chosen` pixel by pixel, ten times slower on a CPU.
+    # TensorFlow 2's tf.where would broadcast `chosen` to every pixel, ten times slower on a CPU.
     return tf.compat.v1.where(chosen, changed, images)
 
 
 def channels_first(images: tf.Tensor) -> tf.Tensor:
-    """[..., H, W, C] -> [..., C, H, W], for one image or a batch."""
+    """Transposes [..., H, W, C] to [..., C, H, W], for one image or a batch."""
     return tf.transpose(images, [2, 0, 1] if images.shape.rank == 3 else [0, 3, 1, 2])
 
 
 def channels_last(images: tf.Tensor) -> tf.Tensor:
-    """[..., C, H, W] -> [..., H, W, C], for one image or a batch."""
+    """Transposes [..., C, H, W] to [..., H, W, C], for one image or a batch."""
     return tf.transpose(images, [1, 2, 0] if images.shape.rank == 3 else [0, 2, 3, 1])
