@@ -204,7 +204,7 @@ WRONG = [
     ("a data set not there", mode("pretrain", *TINY, "--data_dir={env}/empty", *gin("Data.source='tfds:cifar10'")), 1,
      r"cifar10.*download|download.*cifar10"),
     ("a broken data set", mode("pretrain", *TINY, "--data_dir={env}/tfds", *gin("Data.source='tfds:tiny'")),
-     1, r"knows no 'tiny'"),
+     1, r"has no data set 'tiny'"),
     # Teachers.
     ("a teacher that is nothing", (*DISTILL, "--teacher={env}/none"), 1, r"--teacher=\S+/none"),
     ("a teacher that is a folder", (*DISTILL, "--teacher={env}/photos"), 1, r"--teacher=\S+/photos"),

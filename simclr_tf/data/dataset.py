@@ -93,7 +93,7 @@ class Data:
         if not source.class_names:
             raise UserError(
                 f"{source.name} has no labels, and training with labels needs them; sort a folder's images into one "
-                "sub-folder a class, or choose a labelled data set"
+                "subfolder per class, or choose a labeled data set"
             )
         if fraction is None and self.labels_per_class is None and self.label_list is None:
             if not source.partly_labelled:
@@ -146,7 +146,7 @@ def _check_subset(fraction: float | None, per_class: int | None, list_file: str 
     }
     if len(given) > 1:
         said = " and ".join(f"Data.{name} = {value!r}" for name, value in given.items())
-        raise UserError(f"{said} exclude each other; give one, and None to the other")
+        raise UserError(f"{said} exclude each other; set one of them and leave the others at None")
     checks.number("Data.label_fraction", fraction, above=0, most=1, optional=True, hint="; 0.1 is 10 %")
     checks.whole("Data.labels_per_class", per_class, optional=True)
     if list_file is not None and (not isinstance(list_file, str) or not list_file):

@@ -130,7 +130,7 @@ def test_usual_names_of_splits(folders, tmp_path):
     assert train.num_examples == 6 and test.num_examples == 4
     assert train.splits == {"train": 6, "test": 4}
     assert {name.rsplit("/", 2)[0] for name in test.example_ids} == {folders[1]}
-    assert any("animals, which is seen through" in remark for remark in train.remarks) == folders[0].startswith("zip")
+    assert any("animals, which is taken as" in remark for remark in train.remarks) == folders[0].startswith("zip")
 
 
 def test_validation_stands_in_for_a_test(tmp_path):
@@ -170,8 +170,8 @@ def test_classes_are_those_of_all_splits(tmp_path):
     [
         (["train/1.png", "bus/1.png", "car/1.png"], ("bus", "car", "train"), None),
         (["train/a/1.png", "holdout/a/1.png"], ("holdout", "train"), "'train' is taken for a class"),
-        (["unlabeled/a/1.png", "unlabeled/b/1.png"], ("a", "b"), "unlabeled, which is seen through"),
-        (["zip/a/1.png", "zip/b/1.png"], ("a", "b"), "zip, which is seen through"),
+        (["unlabeled/a/1.png", "unlabeled/b/1.png"], ("a", "b"), "unlabeled, which is taken as"),
+        (["zip/a/1.png", "zip/b/1.png"], ("a", "b"), "zip, which is taken as"),
         (["zip/a/1.png", "zip/b/1.png", "1.png"], None, "did you mean folder:{tmp}/zip?"),
         (["zip/train/1.png", "zip/val/1.png", "more/1.png"], ("more", "zip"), "did you mean folder:{tmp}/zip?"),
         (["a/train/1.png", "a/test/1.png", "b/train/1.png"], ("a", "b"), "above it: train/a, test/a"),
@@ -248,7 +248,7 @@ def test_links(tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "pictures/fish")
     source = FolderSource(str(tmp_path / "pictures"), "all")
     assert sorted(source.example_ids) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "eel/7.png", "eel/8.png"]
-    assert source.remarks == ("passed over: 1 that are no files (broken links, pipes)",)
+    assert source.remarks == ("passed over: 1 that are not files (broken links, pipes)",)
 
 
 def test_links_between_splits_lead_to_the_same_examples(tmp_path):

@@ -53,9 +53,9 @@ def test_keys():
     assert groups.keys(names, "^(.)/", "x") == list("abbc")  # Unless there is a "/" to be found.
     with pytest.raises(UserError, match=r"group_by is 'patient', which matches no picture of folder:y; .* p1_s1.png$"):
         groups.keys(names, "patient", "folder:y")
-    with pytest.raises(UserError, match=r"group_by is '\(', which is no regular expression"):
+    with pytest.raises(UserError, match=r"group_by is '\(', not a regular expression"):
         Data(group_by="(")
-    with pytest.raises(UserError, match=r"embedded:cifar10_mini is no folder"):
+    with pytest.raises(UserError, match=r"embedded:cifar10_mini is not a folder"):
         Data(group_by="x").open("train")
 
 

@@ -118,7 +118,7 @@ def test_lists(tmp_path):
     [
         (
             "a/3.png\nz/1.png\nz/2.png\nz/3.png\nz/4.png",
-            r"z/1.png, z/2.png, z/3.png and 1 more, not in listed; .* like a/0.png",
+            r"z/1.png, z/2.png, z/3.png and 1 more, not in listed; .* such as a/0.png",
         ),
         ("# nothing\n\n", "names nothing"),
         ("d/240.png", "names d/240.png of listed, which has no label"),
@@ -136,7 +136,7 @@ def test_names_of_several_files(tmp_path):
     source._ids[3], source._ids[210] = "a/same.png", "b/same.png"
     path = tmp_path / "list.txt"
     path.write_text("same.png")
-    with pytest.raises(UserError, match="several files of listed are called"):
+    with pytest.raises(UserError, match="several files of listed share"):
         taken(source, list_file=str(path))
 
 
@@ -148,7 +148,7 @@ def test_lists_that_are_not_there():
 def test_without_labels():
     with pytest.raises(UserError, match="listed has no labels to take a subset by"):
         labelled_subset(Unlabelled(), fraction=0.1)
-    with pytest.raises(UserError, match="no labelled example"):
+    with pytest.raises(UserError, match="no labeled example"):
         taken(Listed(labels=np.full(5, -1, np.int32)), fraction=0.5)
 
 

@@ -1,1 +1,1 @@
-"""Where images come from: one file for each kind of source, and `open` that chooses among them."""
+"""Where images come from: one file for each kind of source, and `open`, which chooses among them."""

@@ -18,24 +18,24 @@ FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 
 def names() -> list[str]:
-    """Returns the names of what is embedded."""
+    """Returns the names of the embedded data sets."""
     return sorted(entry for entry in os.listdir(FOLDER) if os.path.exists(os.path.join(FOLDER, entry, "index.json")))
 
 
 class EmbeddedSource(Source):
-    """Strips of small images of one size, one strip for each class (see `embedded/README.md`)."""
+    """An embedded data set: strips of small images of one size, one strip for each class (see `embedded/README.md`)."""
 
     may_fail = False
 
     def __init__(self, name: str, split: str):
-        """Reads the index; images are decoded when they are asked for.
+        """Reads the index. Images are decoded on demand.
 
         Args:
-          name: of a folder in `embedded/`.
-          split: see `splits.select`.
+          name: name of a folder in `embedded/`.
+          split: split; see `splits.select`.
 
         Raises:
-          UserError: for an unknown name or split.
+          UserError: if the name or split is unknown.
         """
         if name not in names():
             raise UserError(f"embedded:{name} is unknown; there is embedded:{', embedded:'.join(names())}")
@@ -87,7 +87,7 @@ class EmbeddedSource(Source):
         return Resident(images, self._labels, np.ones(self.num_examples, bool))
 
     def _decode(self, key: str) -> np.ndarray:
-        """[N, S, S, 3], classes in turn."""
+        """Decodes a split, [N, S, S, 3]; the classes take turns."""
         paths = [os.path.join(self._folder, key, f"{name}.png") for name in self.class_names]
         strips = tf.data.Dataset.from_tensor_slices(paths).map(
             plain(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=3)), num_parallel_calls=tf.data.AUTOTUNE

@@ -1,7 +1,7 @@
 """A folder of pictures: `folder:PATH`.
 
-Everything follows from the files' names alone, not from the order in which a file system lists them: the order of
-examples, and, where there are no folders for the splits, which pictures are for training and which for testing.
+The files' names alone determine the order of examples and, if the splits have no folders, which pictures are for
+training and which for testing. The order in which a file system lists files does not matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from simclr_tf.data.sources.resident import load
 from simclr_tf.data.sources.source import RESIDENT_BYTES, Resident, Source
 
 TEST_SHARE = 0.1
-# What archives, photo managers, network drives and file systems leave among pictures.
+# Folders that archives, photo managers, network drives and file systems leave among pictures.
 _NOT_PICTURES = frozenset(
     (
         "__MACOSX",
@@ -38,20 +38,20 @@ _NOT_PICTURES = frozenset(
     )
 )
 
-_LARGEST_RESIDENT_SIDE = 256
-_DEEPEST = 64
-_MANY_KINDS = 6
+_LARGEST_RESIDENT_SIDE = 256  # Pixels; larger pictures are decoded again in every epoch.
+_DEEPEST = 64  # Nested folders; ends loops of links that real paths do not reveal.
+_MANY_KINDS = 6  # Kinds of skipped files that a remark lists.
 
 
 def _digest(name: str) -> bytes:
-    # Some file systems decompose accents.
+    # Normalized, because some file systems decompose accents.
     return hashlib.blake2b(
         unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape"), digest_size=16
     ).digest()
 
 
 class _Entry(NamedTuple):
-    """What lies in a folder: `kind` is "file", "folder" or "" for anything else, behind a link or not."""
+    """An entry of a folder. `kind`, of a link's target, is "file", "folder" or "" for anything else."""
 
     name: str
     kind: str
@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(folder: str) -> list[_Entry]:
-    """Returns what lies in a folder, by name."""
+    """Returns a folder's entries, sorted by name."""
     if "://" not in folder:
         with os.scandir(folder) as found:
             entries = [
@@ -69,7 +69,7 @@ def _entries(folder: str) -> list[_Entry]:
         return sorted(entries)
     entries = []
     for name in sorted(set(tf.io.gfile.listdir(folder))):
-        # A bucket gives folders' names with a slash, and asking for each file's kind takes hours.
+        # A bucket ends folders' names with a slash; asking for the kind of every file would take hours.
         is_file = not name.endswith("/") and name.lower().endswith(SUFFIXES)
         is_folder = name.endswith("/") or (not is_file and tf.io.gfile.isdir(_join(folder, name)))
         entries.append(_Entry(name.rstrip("/"), "folder" if is_folder else "file"))
@@ -80,14 +80,14 @@ class _Listing:
     """All pictures below a folder.
 
     Attributes:
-      names: of the pictures, from the folder, with "/" between.
-      linked: name -> the file itself, of pictures that are reached through links.
-      passed_over: what was left out -> how many.
-      example: one of the other files.
+      names: paths of the pictures below the folder, separated by "/".
+      linked: name -> real path, for pictures that are reached through links.
+      passed_over: kind of a skipped file or folder -> number of these.
+      example: path of a skipped file, None if there is none.
     """
 
     def __init__(self, root: str):
-        """Lists a folder; may raise what the file system raises."""
+        """Lists a folder; passes on the file system's errors."""
         self.names: list[str] = []
         self.linked: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
@@ -97,7 +97,7 @@ class _Listing:
 
     def _visit(self, folder: str, prefix: str, above: frozenset[str], *, behind_link: bool) -> None:
         here = folder if "://" in folder else os.path.realpath(folder)
-        # A link to a folder above would lead round in circles.
+        # A link to a folder above would lead around in circles.
         if here in above or len(above) > _DEEPEST:
             return
         for name, kind, is_link in _entries(folder):
@@ -106,7 +106,7 @@ class _Listing:
                 self._pass_over(name, kind)
             elif kind == "folder":
                 if is_link:
-                    # Behind a link, links are followed only to what no link has led to yet.
+                    # Below a link, follow only links to folders that no link has reached yet.
                     target = os.path.realpath(path)
                     if behind_link and target in self._followed:
                         continue
@@ -120,7 +120,7 @@ class _Listing:
                 self.example = self.example or inside
                 ending = os.path.splitext(name)[1].lower()
                 what = ending or "without an ending"
-                self.passed_over[what if kind else "that are no files (broken links, pipes)"] += 1
+                self.passed_over[what if kind else "that are not files (broken links, pipes)"] += 1
 
     def _pass_over(self, name: str, kind: str) -> None:
         if kind == "folder":
@@ -130,12 +130,12 @@ class _Listing:
 
 
 def _readable_name(name: str) -> str:
-    """Returns a name that TensorFlow can read, as it is."""
+    """Returns the name if it is valid UTF-8, as TensorFlow needs; else raises a UserError."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"has a name that is not UTF-8 ({os.fsencode(name)!r}); rename it, such as with convmv"
+            f"has a name that is not UTF-8 ({os.fsencode(name)!r}); rename it, for example with convmv"
         ) from None
     return name
 
@@ -145,7 +145,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _resolve(path: str, data_dir: str | None) -> str:
-    """Finds the folder, or says where it was looked for."""
+    """Finds the folder, or raises a UserError that says where it was looked for."""
     path = os.path.expanduser(path)
     places = [path]
     if data_dir and not os.path.isabs(path) and "://" not in path:
@@ -172,28 +172,28 @@ def _resolve(path: str, data_dir: str | None) -> str:
 
 
 class FolderSource(Source):
-    """Pictures below a folder; its sub-folders, where there are any, are the classes."""
+    """Pictures below a folder; its subfolders, if any, are the splits or the classes."""
 
     def __init__(self, path: str, split: str, data_dir: str | None = None, group_by: str | None = None):
-        """Lists the folder; pictures are read when they are asked for.
+        """Lists the folder. Pictures are read on demand.
 
-        Sub-folders are the splits where all of them have usual names of splits (`splits.usual_name`), "unlabeled" not
-        being the only one, or where there are one for training and one for testing or validation. Otherwise a tenth of
-        the pictures of each class, chosen by their names, is "test" and the rest "train". "all" is everything. One
-        folder that holds all others, above the splits or classes, counts for nothing.
+        Subfolders are splits if all of them have usual names of splits (`splits.usual_name`) and there is more than
+        "unlabeled", or if there is one for training and one for testing or validation; other folders beside these are
+        an error. Otherwise a tenth of the pictures of each class, chosen by their names, is "test" and the rest is
+        "train". "all" means all pictures. A single folder around the splits or classes is ignored.
 
-        Pictures that lie in no class folder, or in "unlabeled", are unlabelled. A single class is none: there is
-        nothing to tell apart. Classes are those of all splits together, by name. A picture that several links lead to
-        is taken once a split.
+        Pictures outside the class folders, or in "unlabeled", have no label. A single class counts as no classes,
+        because there is nothing to tell apart. The classes are those of all splits, sorted by name. A picture that
+        several links reach is taken once per split.
 
         Args:
-          path: of the folder, local or remote.
-          split: see `splits.select`.
-          data_dir: what a relative path is relative to.
-          group_by: what pictures of one group have in common in their names; see `groups.keys`.
+          path: path of the folder, local or remote.
+          split: split; see `splits.select`.
+          data_dir: folder that a relative path starts from.
+          group_by: regular expression for groups of pictures that stay together; see `groups.keys`.
 
         Raises:
-          UserError: where there are no pictures, or no such split.
+          UserError: if there are no pictures, no such split, or folders beside those of the splits.
         """
         self._root = _resolve(path, data_dir)
         listing = _listed(self._root, path)
@@ -202,7 +202,7 @@ class FolderSource(Source):
         layout = _Layout.of(names, path)
         kept = _once(names, layout.split_of, listing.linked, self._root)
         found = None
-        if group_by is not None:  # Groups lie together, so that slices can leave them whole.
+        if group_by is not None:  # Groups are contiguous, so that slices can keep them whole.
             key = dict(zip(kept, groups.keys([names[i] for i in kept], group_by, f"folder:{path}")))
             kept.sort(key=lambda i: (_digest(key[i])[8:], key[i]))
             found = [key[i] for i in kept]
@@ -239,19 +239,19 @@ class FolderSource(Source):
 
     @property
     def example_ids(self) -> list[str]:
-        """Each picture's path from the folder, with "/" between."""
+        """Each picture's path below the folder, separated by "/"."""
         return self._names
 
     @property
     def identities(self) -> list[str]:
-        """See `Source`: the files themselves, wherever links to them lie."""
+        """See `Source`; the real paths of the files, behind any links."""
         root = self._root if self.remote else os.path.realpath(self._root)
         return [self._linked.get(name) or _join(root, name) for name in self._names]
 
     @functools.cached_property
     def _table(self) -> tuple[tf.Tensor, tf.Tensor]:
         labels = self._labels if self._labels is not None else np.full(self.num_examples, -1, np.int32)
-        with tf.init_scope(), tf.device("CPU:0"):  # The first to ask may be a function that is being traced.
+        with tf.init_scope(), tf.device("CPU:0"):  # The first caller may be a function that is being traced.
             return tf.constant([_join(self._root, name) for name in self._names]), tf.constant(labels)
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -273,7 +273,7 @@ class FolderSource(Source):
 
 
 def _listed(root: str, path: str) -> _Listing:
-    """Lists a folder that has pictures, all of which can be read as far as their names tell."""
+    """Lists a folder; raises a UserError if it has no pictures, or some that TensorFlow cannot read."""
     try:
         listing = _Listing(root)
     except UserError as error:
@@ -282,7 +282,7 @@ def _listed(root: str, path: str) -> _Listing:
         raise UserError(f"folder:{path} cannot be listed ({str(error).splitlines()[0]})") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"folder:{path} has a name that is not UTF-8 ({error.object!r}); rename it, such as with convmv"
+            f"folder:{path} has a name that is not UTF-8 ({error.object!r}); rename it, for example with convmv"
         ) from None
     if not listing.names:
         found = "; ".join(_passed_over(listing.passed_over)) or "it has no files at all"
@@ -298,7 +298,7 @@ def _listed(root: str, path: str) -> _Listing:
 
 
 def _passed_over(counts: Counter[str]) -> list[str]:
-    """Says what was left out."""
+    """Returns a remark on skipped files and folders, if there are any."""
     if not counts:
         return []
     told = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))]
@@ -307,7 +307,7 @@ def _passed_over(counts: Counter[str]) -> list[str]:
 
 
 def _once(names: list[str], split_of: list[str] | None, linked: dict[str, str], root: str) -> list[int]:
-    """Returns which pictures to keep, so that each file is in a split once, by its own name where that is there."""
+    """Returns the pictures to keep so that each file is in a split once, by its own path rather than a link's."""
     if not linked:
         return list(range(len(names)))
     root = os.path.realpath(root)
@@ -322,12 +322,12 @@ def _rows(split_of: list[str]) -> dict[str, np.ndarray]:
 
 
 class _Layout(NamedTuple):
-    """What the folders of a data set mean.
+    """The meaning of a data set's folders.
 
     Attributes:
-      split_of: each picture's split where folders are the splits, else None.
-      parts: each picture's folders and file, from the class on.
-      remarks: what was seen through, or may be meant otherwise.
+      split_of: each picture's split if the splits have folders, else None.
+      parts: each picture's folders and file name, from the class on.
+      remarks: notes for users on ignored and ambiguous folders.
     """
 
     split_of: list[str] | None
@@ -336,7 +336,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, names: list[str], path: str) -> _Layout:
-        """Finds splits and classes, below a folder that holds everything."""
+        """Finds splits and classes, ignoring folders around all pictures."""
         parts, remarks = [name.split("/") for name in names], []
         split_of, depth = _split_folders(parts), 0
         if split_of is None:
@@ -344,25 +344,26 @@ class _Layout(NamedTuple):
             parts = [part[depth:] for part in parts]
             split_of = _split_folders(parts)
         if depth:
-            remarks.append(f"all lies in folder:{path}/{'/'.join(names[0].split('/')[:depth])}, which is seen through")
+            inner = "/".join(names[0].split("/")[:depth])
+            remarks.append(f"all pictures lie in folder:{path}/{inner}, which is taken as the data set's folder")
         if split_of is None:
             return cls(None, parts, [*remarks, *_doubts(parts, path)])
         parts = [part[1:] for part in parts]
-        for key in set(split_of):  # An archive of one split may have its own folder in it.
+        for key in set(split_of):  # An archive of one split may contain a folder of its own.
             own = [i for i, of in enumerate(split_of) if of == key]
-            inner = _wrappers([parts[i] for i in own], above_splits=False)
+            own_depth = _wrappers([parts[i] for i in own], above_splits=False)
             for i in own:
-                parts[i] = parts[i][inner:]
+                parts[i] = parts[i][own_depth:]
         return cls(split_of, parts, remarks)
 
 
 def _first(parts: Sequence[list[str]]) -> list[str]:
-    """The first folder of each; "" for what lies in none."""
+    """Returns each picture's first folder, or "" if it lies in none."""
     return [part[0] if len(part) > 1 else "" for part in parts]
 
 
 def _wrappers(parts: list[list[str]], *, above_splits: bool) -> int:
-    """How many folders, one in the other, hold everything and have several folders, or splits, below them."""
+    """Returns the number of nested folders around all pictures, down to several folders or, if asked for, splits."""
     for depth in range(min(map(len, parts)) - 1):
         inside = [part[depth:] for part in parts]
         folders = set(_first(inside))
@@ -372,7 +373,7 @@ def _wrappers(parts: list[list[str]], *, above_splits: bool) -> int:
 
 
 def _split_folders(parts: Sequence[list[str]]) -> list[str] | None:
-    """Returns each picture's split where the first folders are the splits, else None."""
+    """Returns each picture's split if the first folders are the splits, else None."""
     first = _first(parts)
     usual = {folder: splits.usual_name(folder) for folder in set(first)}
     found = set(usual.values()) - {None}
@@ -386,12 +387,12 @@ def _split_folders(parts: Sequence[list[str]]) -> list[str] | None:
             f"there are {where} beside the folders of the splits {', '.join(sorted(set(first) - set(strange)))}; move "
             "them into one of these, or out"
         )
-    # Two folders of one usual name, such as val and dev, stay apart.
+    # If two folders have the same usual name, such as val and dev, all keep their own.
     return [usual[folder] for folder in first] if len(found) == len(usual) else first
 
 
 def _doubts(parts: Sequence[list[str]], path: str) -> Iterable[str]:
-    """Says where folders that are taken as classes may be splits, or hold them."""
+    """Returns remarks on folders that are taken as classes but may be splits, or contain them."""
     below: dict[str, set[str]] = {}
     for part in parts:
         if len(part) > 1:
@@ -400,20 +401,18 @@ def _doubts(parts: Sequence[list[str]], path: str) -> Iterable[str]:
         usual = {splits.usual_name(folder) for folder in inside}
         if splits.TRAIN in usual and usual & {splits.TEST, splits.VAL}:
             yield (
-                f"class {name!r} has folders of splits in it, which are not looked at; did you mean "
-                f"folder:{path}/{name}? If it is a class, its splits lie above it: train/{name}, test/{name}"
+                f"class {name!r} contains folders named like splits, which are ignored; did you mean "
+                f"folder:{path}/{name}? If it is a class, put the splits above it: train/{name}, test/{name}"
             )
             return
         if splits.usual_name(name) == splits.TRAIN and inside - {""}:
-            yield f"folder {name!r} is taken for a class, as no folder for testing or validation lies beside it"
+            yield f"folder {name!r} is taken for a class, as there is no folder for testing or validation beside it"
         if len(below) == 1 and len(inside - {""}) > 1:
-            yield f"{name!r} is the only folder, which makes no classes; did you mean folder:{path}/{name}?"
+            yield f"{name!r} is the only folder, so there are no classes; did you mean folder:{path}/{name}?"
 
 
 def _hash_split(digests: list[bytes], labels: np.ndarray, found: list[str] | None) -> dict[str, np.ndarray]:
-    """Divides each class by the hashes of its pictures' names, or of its groups': a tenth, at least one of two, is for
-    testing.
-    """
+    """Divides each class by hashes of its pictures' or groups' names: a tenth, at least one of two, is for testing."""
     if found is not None:
         test = groups.choose(found, labels, TEST_SHARE, lambda key: _digest(key)[:8])
         return {"train": np.nonzero(~test)[0], "test": np.nonzero(test)[0]}

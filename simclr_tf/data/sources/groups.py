@@ -1,4 +1,4 @@
-"""Groups of pictures that belong together, as frames of a film or slices of a patient: splits leave them whole."""
+"""Groups of pictures that belong together, such as a film's frames or a patient's slices: splits keep them whole."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import numpy as np
 
 from simclr_tf.core.errors import UserError
 
-_ALONE = "\0"  # No file has it in its name.
+_ALONE = "\0"  # No file name contains it.
 
 
 def check(expression: str | None) -> None:
-    """Raises a UserError for what is no regular expression."""
+    """Raises a UserError if `expression` is not a regular expression."""
     try:
         if expression is not None:
             re.compile(expression)
     except (re.error, TypeError) as error:
         raise UserError(
-            f"Data.group_by is {expression!r}, which is no regular expression ({error}); write one such as 'film\\d+'"
+            f"Data.group_by is {expression!r}, not a regular expression ({error}); write one such as 'film\\d+'"
         ) from None
 
 
 def keys(names: Sequence[str], expression: str, where: str) -> list[str]:
-    """Returns each picture's group: what the expression finds in its name, in its first pair of parentheses if any.
+    """Returns each picture's group: the expression's match in its name, or the match's first group in parentheses.
 
     Args:
-      names: paths from the folder, with "/" between. The file's name is searched, and the whole path by an expression
-        with a "/" in it.
-      expression: a regular expression.
-      where: the folder, for messages.
+      names: paths below the folder, separated by "/". Only file names are searched, unless the expression contains a
+        "/".
+      expression: regular expression.
+      where: name of the folder, for messages.
 
     Returns:
-      The groups' keys; a picture in whose name nothing is found is a group of its own, whose key begins with a zero.
+      Keys of the groups. A picture without a match is a group of its own, whose key begins with a zero byte.
 
     Raises:
-      UserError: where nothing is found in any name.
+      UserError: if no name matches.
     """
     pattern = re.compile(expression)
     searched = names if "/" in expression else [name.rsplit("/", 1)[-1] for name in names]
     matches = [pattern.search(text) for text in searched]
     if not any(matches):
         raise UserError(
-            f"Data.group_by is {expression!r}, which matches no picture of {where}; they are called like {searched[0]}"
+            f"Data.group_by is {expression!r}, which matches no picture of {where}; their names look like {searched[0]}"
         )
     return [
         f"{_ALONE}{name}" if match is None else (match[1] if pattern.groups and match[1] is not None else match[0])
@@ -53,7 +53,7 @@ def keys(names: Sequence[str], expression: str, where: str) -> list[str]:
 
 
 def remarks(found: Sequence[str], split_of: Sequence[str] | None) -> list[str]:
-    """Says how many groups there are, and which of them lie in several of the folders that are the splits, if any."""
+    """Returns remarks on the number of groups, and on groups that several folders of splits share."""
     sizes = np.unique([key for key in found if not key.startswith(_ALONE)], return_counts=True)[1]
     alone = len(found) - sum(sizes)
     others = f"; {alone} picture(s) that Data.group_by does not match stand alone" if alone else ""
@@ -69,16 +69,16 @@ def remarks(found: Sequence[str], split_of: Sequence[str] | None) -> list[str]:
 
 
 def choose(found: Sequence[str], labels: np.ndarray, share: float, rank: Callable[[str], bytes]) -> np.ndarray:
-    """Chooses whole groups of about a share of each class.
+    """Chooses whole groups that make up about a share of each class.
 
     Args:
-      found: [N] groups' keys.
+      found: [N] keys of the groups.
       labels: [N] int.
-      share: of each class's pictures that is wanted, one at least.
-      rank: groups are taken in the order of this.
+      share: share of each class's pictures to choose, at least one picture.
+      rank: sort key by which groups are taken.
 
     Returns:
-      [N] bool. No class is chosen whole; one that has a single group is not chosen from.
+      [N] bool. No class is chosen whole, so a class with a single group is left alone.
     """
     counts: dict[str, Counter[int]] = {}
     for key, label in zip(found, labels.tolist()):
@@ -88,7 +88,8 @@ def choose(found: Sequence[str], labels: np.ndarray, share: float, rank: Callabl
         for label in counts[key]:
             of_class.setdefault(label, []).append(key)
     whole, taken, chosen = Counter(labels.tolist()), Counter(), set()
-    for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):  # Few groups leave little choice.
+    # Classes with few groups come first, because they leave the least choice.
+    for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):
         wanted = max(1, round(share * whole[label]))
         for key in of_class[label]:
             gap = wanted - taken[label]
@@ -103,7 +104,7 @@ def choose(found: Sequence[str], labels: np.ndarray, share: float, rank: Callabl
 
 
 def edge(bound: int, rows: np.ndarray, found: Sequence[str] | None) -> int:
-    """Moves where a slice of `rows` (numbers of examples) begins or ends on to the next group, where there are groups.
+    """Moves the edge of a slice of `rows` (numbers of examples) on to the next group's start, if there are groups.
 
     >>> edge(2, np.arange(5), ["a", "b", "b", "b", "c"]), edge(1, np.arange(3), "abc"), edge(1, np.arange(3), None)
     (4, 1, 1)

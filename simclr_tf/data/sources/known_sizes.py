@@ -1,4 +1,4 @@
-"""Data sets that are not here, of which numbers are known: enough to plan a run, not to train."""
+"""Sizes of well-known data sets: enough to plan a run without the images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from simclr_tf.data.class_names import numbered_classes
 from simclr_tf.data.sources.source import Source
 from simclr_tf.data.sources.splits import select
 
-# tensorflow-datasets' name, with the configuration where there are several -> examples of each split, in order, and
-# number of classes; as published with the data sets.
+# tensorflow-datasets' name, with the configuration if there are several -> examples of each split, in order, and number
+# of classes, as published with the data sets.
 _KNOWN = {
     "imagenet2012": ({"train": 1281167, "validation": 50000}, 1000),
     "imagenet2012_subset/1pct": ({"train": 12811, "validation": 50000}, 1000),
@@ -25,16 +25,16 @@ _local = threading.local()
 
 
 class DescribedSource(Source):
-    """A data set's numbers without its images; classes are taken to be of equal size."""
+    """A data set's sizes without its images; its classes are assumed to be equally large."""
 
     may_fail = False
 
     def __init__(self, name: str, split: str):
-        """Looks a data set's split up.
+        """Looks up a split of a data set.
 
         Raises:
-          KeyError: for a data set that is not known.
-          UserError: for a split that it does not have.
+          KeyError: if the data set is not known.
+          UserError: if it has no such split.
         """
         splits, num_classes = _KNOWN[name]
         ends = np.cumsum([0, *splits.values()])
@@ -56,7 +56,7 @@ class DescribedSource(Source):
 
 @contextlib.contextmanager
 def numbers_suffice() -> Iterator[None]:
-    """Within it, `sources.open_source` answers with numbers where a known data set is not prepared."""
+    """While active, `open_source` opens known data sets that are not prepared as sizes only."""
     before = getattr(_local, "on", False)
     _local.on = True
     try:
@@ -66,9 +66,9 @@ def numbers_suffice() -> Iterator[None]:
 
 
 def stand_in(kind: str, rest: str, split: str) -> DescribedSource | None:
-    """Returns the numbers of a data set that could not be opened; None where they do not suffice or are not known."""
+    """Returns the sizes of a data set that could not be opened; None if they are unknown or do not suffice."""
     name = rest.split(":")[0]
-    if name not in _KNOWN:  # A configuration that is the only one.
+    if name not in _KNOWN:  # The table omits the name of an only configuration.
         name = name.split("/")[0]
     if not getattr(_local, "on", False) or kind != "tfds" or name not in _KNOWN:
         return None

@@ -1,4 +1,4 @@
-"""Where images come from: `kind:rest`, one small file for each kind."""
+"""Opens sources by their `kind:rest` names; each kind has a file of its own."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def open_source(
 
     Args:
       spec: "embedded:NAME"; "tfds:NAME", with or without "/CONFIG" and ":VERSION"; or "folder:PATH".
-      split: "train", "test[:50%]", "train+test" and so on.
-      data_dir: where tensorflow-datasets keeps its data; what relative folders are relative to.
-      download: whether tensorflow-datasets may download what is not there.
-      bit_depth: how many bits of the samples of 16-bit PNG files are in use, from 8 to 16; None for all.
-      group_by: of a folder: what pictures that stay together have in common in their names; see `groups.keys`.
+      split: split such as "train", "test[:50%]" or "train+test"; see `splits.select`.
+      data_dir: folder of tensorflow-datasets' data, and the folder that relative folder:PATHs start from.
+      download: whether tensorflow-datasets may download missing data.
+      bit_depth: bits per sample that 16-bit PNG files use, from 8 to 16; None for all.
+      group_by: regular expression for a folder's groups of pictures, which stay together; see `groups.keys`.
 
     Raises:
-      UserError: one line, where the data cannot be had.
+      UserError: if the data cannot be opened.
     """
     if isinstance(spec, str):
         windows_paths.refuse(spec, "Data.source")
@@ -68,14 +68,14 @@ def open_source(
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind, _KINDS, n=1)
         hint = f"did you mean {close[0]}:{rest}?" if close else f"use one of {', '.join(f'{kind}:' for kind in _KINDS)}"
-        raise UserError(f"Data.source is {spec!r}, and {kind!r} is no kind of source; {hint}")
+        raise UserError(f"Data.source is {spec!r}, but there is no kind of source called {kind!r}; {hint}")
     if not rest:
         raise UserError(f"Data.source is {spec!r} without a name; write {kind}:NAME")
     if not isinstance(split, str) or not split.strip():
         raise UserError(f"the split of {spec} is {split!r}; use a name such as 'train' or 'train[:90%]'")
     if group_by is not None and kind != "folder":
         raise UserError(
-            f"Data.group_by is {group_by!r}, but {spec} is no folder and has its own splits; set it to None"
+            f"Data.group_by is {group_by!r}, but {spec} is not a folder and has its own splits; set it to None"
         )
     try:
         source = _KINDS[kind](rest, split, data_dir, download, group_by)

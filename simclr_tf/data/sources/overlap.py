@@ -1,4 +1,4 @@
-"""Which examples two sources share, whatever their splits are called."""
+"""Finds the examples that two sources share, whatever their splits are called."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from simclr_tf.data.sources.source import Source
 
 
 class Overlap(NamedTuple):
-    """How much of what is measured was trained on.
+    """How many of the measured examples were trained on.
 
     Attributes:
-      count: examples that both sources have.
-      of: examples that are measured.
-      labels: whether their labels were learnt from.
+      count: number of examples in both sources.
+      of: number of measured examples.
+      labels: whether training used their labels.
     """
 
     count: int
@@ -24,23 +24,23 @@ class Overlap(NamedTuple):
 
     @property
     def words(self) -> str:
-        """As a part of a sentence, such as "12 of the 60 pictures that are measured, with their labels"."""
+        """Part of a sentence, such as "12 of the 60 pictures that are measured, with their labels"."""
         how = "with" if self.labels else "without"
         return f"{self.count:,} of the {self.of:,} pictures that are measured, {how} their labels"
 
 
 def between(trained: Source, measured: Source, *, labels: bool) -> Overlap:
-    """Counts what a source to measure shares with one that is trained on, whose labels are used or not."""
+    """Counts the examples of `measured` that are in `trained`; `labels` says whether training uses their labels."""
     known = set(trained.identities)
     return Overlap(sum(one in known for one in measured.identities), measured.num_examples, labels)
 
 
 def rows(bank: Source, queries: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Finds images of one source in another.
+    """Finds the images of `queries` in `bank`.
 
     Returns:
-      [U] int64 numbers of the bank's examples, each image once; and [queries] int64, which of these U an image is, -1
-      for one that is not in the bank.
+      [U] int64, the bank's examples with each image once; and [queries] int64, each query's position among these U, or
+      -1 if it is not in the bank.
     """
     first = {one: row for row, one in reversed(list(enumerate(bank.identities)))}
     unique = np.sort(np.fromiter(first.values(), np.int64))

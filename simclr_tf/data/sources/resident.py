@@ -1,4 +1,4 @@
-"""Sources that fit in memory: everything is decoded at once."""
+"""Decodes whole sources into memory."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ def load(source: Source, height: int, width: int, *, in_order: tf.data.Dataset |
     """Decodes a whole source.
 
     Args:
-      source: where images come from.
-      height: that all of them have, in pixels.
-      width: likewise.
-      in_order: elements like what `source.read` returns, where reading everything in order is quicker.
+      source: source of the images.
+      height: height of all images in pixels.
+      width: width of all images in pixels.
+      in_order: data set of what `source.read` returns for each example, if reading in order is faster.
 
     Returns:
-      Everything, or None when an image has another size.
+      All images and labels, or None if an image has another size.
     """
     indices = tf.data.Dataset.range(source.num_examples)
     if in_order is None:
         in_order = indices.map(plain(source.read), num_parallel_calls=tf.data.AUTOTUNE)
     try:
         return _quick(in_order, source, height, width)
-    except tf.errors.DataLossError:
+    except tf.errors.DataLossError:  # The files of the data set are damaged, not single images.
         raise
-    except tf.errors.OpError:  # Not all are sound PNG files of this size: look at each.
+    except tf.errors.OpError:  # Some images are not sound PNG files of this size: try each by itself.
         return _careful(source, height, width)
 
 
 def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -> Resident:
-    """Decodes PNG files of one size, which is checked before; fails for anything else."""
-    # A data set's overhead for an element is that of decoding a small image: many at a time.
+    """Decodes PNG files of one size, checked in their headers; fails for anything else."""
+    # Many at a time: a data set's overhead per element is as large as the cost of decoding a small image.
     together, count = 32, source.num_examples
     head = tf.constant(png_header(height, width))
 
     def decode_all(encoded: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         same = tf.reduce_all(tf.equal(tf.strings.substr(encoded, 0, len(png_header(height, width))), head))
-        tf.debugging.assert_equal(same, True, "no PNG file of the expected size")
+        tf.debugging.assert_equal(same, True, "not a PNG file of the expected size")
         with tf.control_dependencies([same]):
             images = [png_pixels(one, source.bit_depth) for one in tf.unstack(encoded)]
         return tf.ensure_shape(tf.stack(images), [together, height, width, 3]), labels
@@ -57,7 +57,7 @@ def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -
 
 
 def _careful(source: Source, height: int, width: int) -> Resident | None:
-    """Tries each image."""
+    """Decodes images one by one and marks the unreadable ones; returns None if an image has another size."""
     count = source.num_examples
     images = np.zeros([count, height, width, 3], np.uint8)
     labels, readable = np.full(count, -1, np.int32), np.zeros(count, bool)

@@ -1,7 +1,7 @@
 """Splits by name and slice, in tensorflow-datasets' syntax: "train", "train[:90%]", "train[100:200]+test".
 
-Data sets spell the same split in many ways. A name stands for the split that a data set has under another usual name,
-and "test" for the validation split where there is no test split.
+Data sets spell the same split in many ways. A name also selects the split that a data set has under another usual
+name, and "test" selects the validation split if there is no test split.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _USUAL = re.compile(
 
 
 def usual_name(name: str) -> str | None:
-    """Returns which split a name usually stands for; None for a name that is no split's.
+    """Returns the split that a name usually stands for; None if it is not a usual name of a split.
 
     >>> [usual_name(name) for name in ("Training", "test_set", "dev", "val2017", "STL unlabelled", "trains")]
     ['train', 'test', 'val', 'val', None, None]
@@ -35,7 +35,7 @@ def usual_name(name: str) -> str | None:
 
 
 def respell(split: str, known: Collection[str]) -> str:
-    """Writes a split in the names that a data set has.
+    """Rewrites a split with the names that a data set uses.
 
     >>> respell("training[:50%]+test", ("train", "validation")), respell("more", ("train",))
     ('train[:50%]+validation', 'more')
@@ -59,7 +59,7 @@ def _meant(name: str, known: Collection[str]) -> str:
 
 
 def stand_in_remark(asked: str, taken: str) -> list[str]:
-    """Says that "val" is taken for "test", where `respell` made `taken` of `asked`; else nothing."""
+    """Returns remarks on each validation split that `respell` put in place of a test split of `asked`."""
     pairs = zip(re.findall(r"[\w.-]+", asked), re.findall(r"[\w.-]+", taken))
     return [
         f"there is no split {one!r}: {other!r} stands in for it"
@@ -87,17 +87,17 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str, found: Seque
     """Returns the examples of a split.
 
     Args:
-      split: names joined by "+", each with an optional slice in examples or percent; "all" is every split. See
+      split: names joined by "+", each with an optional slice in examples or percent; "all" means every split. See
         `respell`.
       splits: name -> [n] numbers of examples, in order.
-      name: of the source, for messages.
-      found: each example's group, which slices leave whole; None for no groups.
+      name: name of the source, for messages.
+      found: each example's group, which slices keep whole; None for no groups.
 
     Returns:
       [n] numbers of examples.
 
     Raises:
-      UserError: for an unknown split, a slice that cannot be understood, or one without examples.
+      UserError: if the split is unknown, malformed or empty.
     """
     rows = []
     for part in respell(split, splits).split("+"):
@@ -114,7 +114,7 @@ def select(split: str, splits: Mapping[str, np.ndarray], name: str, found: Seque
         try:
             first, last = _bound(start, len(whole), 0), _bound(stop, len(whole), len(whole))
         except ValueError as error:
-            raise UserError(f"split {split!r} of {name} cannot be had: {error}") from None
+            raise UserError(f"split {split!r} of {name} cannot be taken: {error}") from None
         rows.append(whole[groups.edge(first, whole, found) : groups.edge(last, whole, found)])
     chosen = np.concatenate(rows)
     if not len(chosen):

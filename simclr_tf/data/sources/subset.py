@@ -1,7 +1,7 @@
-"""Labelled subsets: a few examples of each class, the same on every machine.
+"""Labeled subsets: a few examples of each class, the same on every machine.
 
-Examples of a class are ranked by a hash of (seed, example id), and the first ones are taken. A subset depends neither
-on the order of examples nor on how many are taken otherwise: 1 % is contained in 10 % of the same seed.
+A hash of (seed, example id) ranks the examples of a class, and the first ones are taken. A subset therefore does not
+depend on the order of examples, and 10 % of the labels contain the 1 % of the same seed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Subset(Source):
     """Some examples of another source."""
 
     def __init__(self, source: Source, rows: np.ndarray, name: str):
-        """Takes examples.
+        """Selects the examples.
 
         Args:
-          source: of the examples.
-          rows: [n] numbers of examples.
-          name: for people.
+          source: source of the examples.
+          rows: [n] numbers of the examples in the source.
+          name: name for messages.
         """
         self._source, self._rows = source, np.asarray(rows, np.int64)
         self.name, self.num_examples = name, len(rows)
@@ -69,13 +69,13 @@ class Subset(Source):
 
 
 class Balanced(Subset):
-    """Another source's examples with all classes equally often: those of smaller classes come several times."""
+    """A source's examples with all classes equally often: examples of smaller classes are repeated."""
 
     def __init__(self, source: Source):
-        """Takes each class as often as the largest one has examples, and each of its examples equally often or nearly.
+        """Repeats the examples of each class, as evenly as possible, up to the size of the largest class.
 
         Args:
-          source: labelled examples.
+          source: labeled examples.
         """
         members = [np.nonzero(source.labels == label)[0] for label in range(len(source.class_names))]
         sizes = [len(rows) for rows in members if len(rows)]
@@ -97,7 +97,10 @@ class Balanced(Subset):
 
 
 def sample(source: Source, count: int) -> Source:
-    """Draws some images, always the same ones, since sources are often sorted by class; all where there are fewer."""
+    """Draws `count` random examples, always the same ones, or takes all if there are fewer.
+
+    The first `count` would not do: sources are often sorted by class.
+    """
     if count >= source.num_examples:
         return source
     rows = permutation(0, "report sample", tf.range(count, dtype=tf.int64), source.num_examples)
@@ -112,23 +115,23 @@ def labelled_subset(
     list_file: str | None = None,
     seed: int = 0,
 ) -> Subset:
-    """Takes a labelled subset.
+    """Takes a labeled subset, by one of `fraction`, `per_class` and `list_file`.
 
     Args:
-      source: labelled images.
-      fraction: of each class, in (0, 1], rounded, one at least; or
-      per_class: how many of each class; or
-      list_file: a text file with an example's name in each line.
-      seed: decides which examples a fraction or number takes.
+      source: labeled images.
+      fraction: share of each class, in (0, 1], rounded to at least one example.
+      per_class: number of examples of each class.
+      list_file: text file with an example's name in each line.
+      seed: seed that picks the examples of a fraction or number.
 
     Raises:
-      UserError: where there are no labels, fewer examples than asked for, or names that are not there.
+      UserError: if there are no labels, too few examples, or unknown names in the list.
     """
     labels = source.labels
     if labels is None:
         raise UserError(
-            f"{source.name} has no labels to take a subset by; sort a folder's images into one sub-folder a class, or "
-            "choose a labelled data set"
+            f"{source.name} has no labels to take a subset by; sort a folder's images into one subfolder per class, or "
+            "choose a labeled data set"
         )
     if list_file is not None:
         rows = _listed(source, list_file)
@@ -142,7 +145,7 @@ def labelled_subset(
     keys = _ranks(source.example_ids, seed)
     for label in range(len(source.class_names)):
         members = np.nonzero(labels == label)[0]
-        if not len(members):  # A class of other splits.
+        if not len(members):  # A class that only other splits have.
             continue
         if per_class is not None and per_class > len(members):
             raise UserError(
@@ -153,17 +156,17 @@ def labelled_subset(
         rows.append(members[np.argsort(keys[members], kind="stable")[:count]])
     chosen = np.sort(np.concatenate([np.zeros(0, np.int64), *rows]))
     if not len(chosen):
-        raise UserError(f"{source.name} has no labelled example to take a subset of; choose another split")
+        raise UserError(f"{source.name} has no labeled example to take a subset of; choose another split")
     what = f"{per_class} labels per class" if per_class is not None else f"{100 * fraction:g} % of the labels"
     return Subset(source, chosen, f"{source.name}, {what} (seed {seed})")
 
 
 def _ranks(ids: Sequence[str], seed: int) -> np.ndarray:
-    """[N] bytes to sort by."""
+    """Returns sort keys of examples, [N] bytes, in a random order that depends on the seed and each name alone."""
     hashes = [
         hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest() for name in ids
     ]
-    # NumPy's byte strings drop zeros at their end.
+    # Hexadecimal, because NumPy's byte strings drop trailing zero bytes.
     return np.array([digest.hex() for digest in hashes], dtype="S32")
 
 
@@ -187,21 +190,21 @@ def _listed(source: Source, path: str) -> np.ndarray:
             unknown.append(name)
         elif found < 0:
             raise UserError(
-                f"Data.label_list {path} names {name}, which several files of {source.name} are called; add the folder"
+                f"Data.label_list {path} names {name}, which several files of {source.name} share; add the folder"
             )
         else:
             rows.append(found)
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
-            f"Data.label_list {path} names {', '.join(unknown[:3])}{more}, not in {source.name}; its examples are "
-            f"called like {source.example_ids[0]}"
+            f"Data.label_list {path} names {', '.join(unknown[:3])}{more}, not in {source.name}; its examples have "
+            f"names such as {source.example_ids[0]}"
         )
     return np.unique(np.array(rows, np.int64))
 
 
 def _table(ids: Sequence[str]) -> dict[str, int]:
-    """Name -> row; -1 for a name that several examples have."""
+    """Returns name -> row, or -1 for a name that several examples share."""
     table: dict[str, int] = {}
     for row, name in enumerate(ids):
         table[name] = -1 if name in table else row

@@ -1,7 +1,7 @@
-"""Any image-classification set of tensorflow-datasets: `tfds:NAME`.
+"""Image-classification data sets of tensorflow-datasets: `tfds:NAME`.
 
-Prepared sets are TFRecord files. Their records' offsets are read once, which costs a look at 12 bytes of each; then any
-example is read by itself, in any order.
+Prepared data sets are TFRecord files. Finding their records' offsets takes reading 12 bytes of each record once;
+after that any example can be read by itself, in any order.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from simclr_tf.data.sources import splits, tfrecord_index
 from simclr_tf.data.sources.resident import load
 from simclr_tf.data.sources.source import RESIDENT_BYTES, Resident, Source, reason
 
-# Features that hold a name of the example, in some data sets.
+# Features that hold an example's name in some data sets.
 _NAME_FEATURES = ("file_name", "filename", "image/filename", "id")
-# So many examples, all over a split, are looked at to see whether they have labels.
+# Number of examples, spread over a split, that are checked for labels.
 _FEW = 64
-# A split's files, each with its state, and records -> labels.
+# Labels by the split's files, with their states, and ranges of records.
 _labels: dict[tuple, np.ndarray] = {}
 
 
@@ -46,7 +46,7 @@ def _make_builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = difflib.get_close_matches(name.split("/")[0].split(":")[0], tfds.list_builders(), n=3)
         hint = f"did you mean tfds:{' or tfds:'.join(known)}?" if known else "see https://www.tensorflow.org/datasets"
-        raise UserError(f"tensorflow-datasets knows no {name!r}; {hint}") from None
+        raise UserError(f"tensorflow-datasets has no data set {name!r}; {hint}") from None
     except (ValueError, AssertionError) as error:
         first = str(error).strip().splitlines()[0].split('}": ')[-1].rstrip(". ")
         raise UserError(f"tfds:{name} cannot be opened: {first}; see https://www.tensorflow.org/datasets") from None
@@ -62,15 +62,15 @@ def _prepare(tfds: ModuleType, builder: Any, name: str, data_dir: str | None, do
     try:
         builder.download_and_prepare()
     except (
-        OSError,  # Connections included.
-        AssertionError,  # What has to be downloaded by hand is not there.
-        ValueError,  # An old version, which cannot be made any more.
+        OSError,  # Includes failed connections.
+        AssertionError,  # Files that users have to download by hand are missing.
+        ValueError,  # An old version that can no longer be prepared.
         tf.errors.OpError,
         tfds.core.download.downloader.DownloadError,
         tfds.core.download.download_manager.NonMatchingChecksumError,
         tfds.core.download.extractor.ExtractError,
     ) as error:
-        if builder.data_path.exists():  # Another process was quicker.
+        if builder.data_path.exists():  # Another process prepared it first.
             builder.info.read_from_directory(builder.data_dir)
             return
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -84,20 +84,20 @@ class TfdsSource(Source):
     """A split of a prepared data set."""
 
     def __init__(self, name: str, split: str, data_dir: str | None = None, *, download: bool = False):
-        """Opens the split; records are looked up when they are asked for.
+        """Opens the split. Records are located on demand.
 
         Args:
           name: "NAME", with or without "/CONFIG" and ":VERSION".
-          split: in tensorflow-datasets' syntax.
-          data_dir: where data sets are prepared; None for its default.
-          download: whether to download and prepare what is not there.
+          split: split in tensorflow-datasets' syntax.
+          data_dir: folder of prepared data sets; None for the default of tensorflow-datasets.
+          download: whether to download and prepare a missing data set.
 
         Raises:
-          UserError: where it is unknown, not prepared, or no image-classification set.
+          UserError: if the data set is unknown, not prepared, or not one for image classification.
         """
         tfds = _import_tfds()
         builder = _make_builder(tfds, name, data_dir)
-        # With a network, a builder knows the splits of data that are not here.
+        # With network access, a builder knows the splits of data that are not on this machine.
         if not builder.data_path.exists() or not builder.info.splits:
             _prepare(tfds, builder, name, data_dir, download)
         self.splits = {key: value.num_examples for key, value in builder.info.splits.items()}
@@ -113,12 +113,12 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def _index(self) -> tfrecord_index.Index:
-        with tf.init_scope():  # The first to ask may be a function that is being traced.
+        with tf.init_scope():  # The first caller may be a function that is being traced.
             return tfrecord_index.index([(part.filename, part.skip, part.take) for part in self._instructions])
 
     @property
     def labels(self) -> np.ndarray | None:
-        """See `Source`; reads all records once where they are not in memory."""
+        """See `Source`; reads all records once if they are not in memory."""
         if self.class_names is None:
             return None
         if self._known_labels is None:
@@ -135,9 +135,9 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def _some_labels(self) -> np.ndarray:
-        """Labels of a few examples that can be read."""
+        """Labels of a few readable examples."""
         found = []
-        with tf.init_scope(), tf.device("CPU:0"):  # The first to ask may be a step that is being traced.
+        with tf.init_scope(), tf.device("CPU:0"):  # The first caller may be a step that is being traced.
             for row in np.unique(np.linspace(0, self.num_examples - 1, _FEW, dtype=np.int64)):
                 with contextlib.suppress(tf.errors.OpError):
                     found.append(self.read(tf.constant(row))[1].numpy())
@@ -153,7 +153,7 @@ class TfdsSource(Source):
         return self.class_names is not None and (bool(np.any(self._some_labels >= 0)) or super().any_label())
 
     def _all_labels(self) -> np.ndarray:
-        """Reads every record for its label, once in a process, however often the split is opened."""
+        """Reads every record for its label, once per process, however often the split is opened."""
         key = tuple((*tfrecord_index.state(part.filename), part.skip, part.take) for part in self._instructions)
         if key not in _labels:
             _labels[key] = self._column("label", tf.int64).astype(np.int32)
@@ -161,7 +161,7 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def example_ids(self) -> list[str]:
-        """tensorflow-datasets' own: "FILE__POSITION"."""
+        """Ids of tensorflow-datasets: "FILE__POSITION"."""
         return [
             f"{os.path.basename(part.filename)}__{position}"
             for part in self._instructions
@@ -170,7 +170,7 @@ class TfdsSource(Source):
 
     @property
     def identities(self) -> list[str]:
-        """See `Source`: record and file."""
+        """See `Source`; the record's file and position."""
         return [
             f"{part.filename}__{position}"
             for part in self._instructions
@@ -202,8 +202,8 @@ class TfdsSource(Source):
         return resident
 
     def _records(self) -> tf.data.Dataset:
-        """All records in order."""
-        index = self._index  # Checks the files.
+        """Returns all records in order."""
+        index = self._index  # Locating the records also checks the files.
         files = [part.filename for part in self._instructions]
         counts = [[part.skip, part.take] for part in self._instructions]
         slices = (tf.constant(files), *tf.unstack(tf.constant(counts, tf.int64), axis=1))
@@ -213,7 +213,7 @@ class TfdsSource(Source):
         return whole.apply(tf.data.experimental.assert_cardinality(len(index.offsets)))
 
     def _column(self, feature: str, dtype: tf.DType) -> np.ndarray:
-        """[num_examples] of a scalar feature."""
+        """Reads a scalar feature of all examples, [num_examples]."""
         features = {feature: tf.io.FixedLenFeature([], dtype)}
 
         def parse(records: tf.Tensor) -> tf.Tensor:
@@ -240,7 +240,7 @@ class TfdsSource(Source):
 
 
 def _check_features(tfds: ModuleType, features: Any, name: str) -> tuple[tuple, bool, tuple[str, ...] | None]:
-    """Returns the image's shape, whether there is a class label, and the classes' names."""
+    """Returns the images' shape, whether there are class labels, and the classes' names."""
     keys = list(features) if hasattr(features, "keys") else []
     if "image" not in keys or not isinstance(features["image"], tfds.features.Image):
         raise UserError(
@@ -257,7 +257,7 @@ def _check_features(tfds: ModuleType, features: Any, name: str) -> tuple[tuple, 
 
 
 def _instructions(builder: Any, split: str, name: str) -> list[Any]:
-    """Returns which records of which files make a split."""
+    """Returns the file instructions of a split: which records of which files it consists of."""
     info = builder.info
     file_format = getattr(info.file_format, "value", None)
     if file_format != "tfrecord":

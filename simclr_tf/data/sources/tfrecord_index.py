@@ -1,4 +1,4 @@
-"""Random access to TFRecord files: where each record starts."""
+"""Random access to TFRecord files by the offsets of their records."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 
-_HEADER, _FOOTER = 12, 4  # A record's length and its checksum before it; its own checksum behind.
+_HEADER, _FOOTER = 12, 4  # Bytes before a record (its length and the length's checksum) and after it (its checksum).
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected.
-# `state` of a file -> what `scan` found.
+# `state` of a file -> result of `scan`.
 _scanned: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
 
@@ -28,7 +28,7 @@ def _crc_table() -> np.ndarray:
 
 
 def masked_crc(lengths: np.ndarray) -> np.ndarray:
-    """TFRecord's checksums of lengths: [n] uint64 -> [n] uint32."""
+    """Computes TFRecord's checksums of lengths: [n] uint64 -> [n] uint32."""
     table = _crc_table()
     crc = np.full(lengths.shape, 0xFFFFFFFF, np.uint32)
     for byte in lengths.astype("<u8").view(np.uint8).reshape(-1, 8).T:
@@ -41,19 +41,19 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Finds all records of a file.
 
     Args:
-      path: of a TFRecord file, not compressed.
+      path: path of a TFRecord file without compression.
 
     Returns:
-      offsets and lengths of the records' contents, [n] int64 each.
+      Offsets and lengths of the records' contents, [n] int64 each.
 
     Raises:
-      UserError: where the file is missing, cut off or damaged.
+      UserError: if the file is missing, truncated or damaged.
     """
     try:
         size = tf.io.gfile.stat(path).length
         if "://" not in path and size:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-                if hasattr(mmap, "MADV_RANDOM"):
+                if hasattr(mmap, "MADV_RANDOM"):  # Without it, read-ahead would fetch everything between the headers.
                     memory.madvise(mmap.MADV_RANDOM)
                 headers = _walk(lambda at: memory[at : at + _HEADER], size, path)
         else:
@@ -76,27 +76,27 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def state(path: str) -> tuple[str, int, int]:
-    """Returns a file's name, size and time of change: what was learnt of it holds while they are the same."""
+    """Returns a file's name, size and modification time; while they stay the same, the file has not changed."""
     if "://" in path:
         found = tf.io.gfile.stat(path)
         return path, found.length, found.mtime_nsec
-    found = os.stat(path)  # TensorFlow's counts whole seconds here.
+    found = os.stat(path)  # TensorFlow's stat rounds local files' times to whole seconds.
     return path, found.st_size, found.st_mtime_ns
 
 
 def _scan_again(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """What `scan` returns; a file that did not change is looked at once, by however many sources."""
+    """Returns what `scan` returns, and scans an unchanged file only once per process."""
     try:
         key = state(path)
     except (OSError, tf.errors.OpError):
-        return scan(path)  # Which says what is wrong.
+        return scan(path)  # Raises an error that says what is wrong.
     if key not in _scanned:
         _scanned[key] = scan(path)
     return _scanned[key]
 
 
 def _walk(read, size: int, path: str) -> list[bytes]:
-    """Returns all headers."""
+    """Reads the headers of all records."""
     headers, at = [], 0
     while at < size:
         header = read(at)
@@ -112,18 +112,18 @@ def _walk(read, size: int, path: str) -> list[bytes]:
 
 def _broken(path: str, at: int) -> UserError:
     return UserError(
-        f"{path} is no sound TFRecord file: the record at byte {at} is damaged or cut off; prepare it again"
+        f"{path} is not a sound TFRecord file: the record at byte {at} is damaged or cut off; prepare it again"
     )
 
 
 class Index(NamedTuple):
-    """Where examples lie.
+    """Positions of examples in files.
 
     Attributes:
       files: [f] paths.
-      file: [n] int32 rows of `files`.
-      offsets: [n] int64 bytes.
-      lengths: [n] int64 bytes.
+      file: [n] int32, each example's row in `files`.
+      offsets: [n] int64, in bytes.
+      lengths: [n] int64, in bytes.
     """
 
     files: tf.Tensor
@@ -132,10 +132,10 @@ class Index(NamedTuple):
     lengths: tf.Tensor
 
     def read(self, index: tf.Tensor) -> tf.Tensor:
-        """Reads one record, a scalar string, by operations; index: scalar int64."""
+        """Reads one record, a scalar string, by TensorFlow operations; index: scalar int64."""
         file, offset = tf.gather(self.file, index), tf.gather(self.offsets, index)
-        # The one reader that begins at an offset without reading what lies before; the public classes do not offer it.
-        # Unbuffered: a buffer is cleared, filled and copied again.
+        # Only this raw operation starts at an offset without reading what precedes it; the public classes cannot.
+        # No buffer, because every read would have to clear, fill and copy it.
         records = tf.raw_ops.TFRecordDatasetV2(
             filenames=tf.gather(self.files, file),
             compression_type="",
@@ -148,16 +148,16 @@ class Index(NamedTuple):
 
 
 def index(parts: Sequence[tuple[str, int, int]]) -> Index:
-    """Finds examples.
+    """Finds the examples of a split.
 
     Args:
       parts: (file, examples to skip, examples to take), in order.
 
     Raises:
-      UserError: where a file is damaged or has fewer records.
+      UserError: if a file is damaged or has too few records.
     """
     files = sorted({path for path, _, _ in parts})
-    # Mostly waiting for disks and networks.
+    # Many threads, because scanning mostly waits for disks and networks.
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         scanned = list(pool.map(_scan_again, files))
     file, offsets, lengths = [], [], []
@@ -166,7 +166,7 @@ def index(parts: Sequence[tuple[str, int, int]]) -> Index:
         chosen = slice(skip, skip + take)
         if len(scanned[row][0]) < skip + take:
             raise UserError(
-                f"{path} has {len(scanned[row][0])} records in place of at least {skip + take}; prepare the data set "
+                f"{path} has {len(scanned[row][0])} records instead of at least {skip + take}; prepare the data set "
                 "again"
             )
         offsets.append(scanned[row][0][chosen])
