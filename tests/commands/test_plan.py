@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -70,7 +71,7 @@ def exported(tmp_path_factory):
         for replicas in (1, 2):
             program = ReplicaProgram(replicas)
             loop = Loop(run.stage, run.optimizer, lambda step: tf.constant(0.05), program, seed=3)
-            steps[replicas] = step_program.export(one._replace(loop=loop), program)
+            steps[replicas] = step_program.export(dataclasses.replace(one, loop=loop), program)
             folders[replicas] = str(tmp_path_factory.mktemp(f"step_{replicas}"))
             step_program.save(steps[replicas], folders[replicas])
             step_program.save_state(steps[replicas], folders[replicas])

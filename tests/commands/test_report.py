@@ -394,9 +394,8 @@ def test_broken_json_of_a_run_is_named(runs, tmp_path):
 
 
 def test_classes_of_an_evaluation_without_a_network():
-    run = SimpleNamespace(
-        evaluation=None, checkpoint=None, result={"evaluation": {"examples": 4, "per_class": {"x": 0.5, "y": None}}}
-    )
+    evaluation = {"top_1": 0.5, "examples": 4, "per_class": {"x": 0.5, "y": None}}
+    run = SimpleNamespace(evaluation=None, checkpoint=None, result={"evaluation": evaluation})
     text = Page(page.document("t", sections.classification(None, run, ["x", "y"]))).text
     assert "x 50.0%" in text
     assert "y no images" in text
