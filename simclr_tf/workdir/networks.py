@@ -123,7 +123,9 @@ def load_network(
     network = Network.from_description(description["network"], precision=precision)
     parts = network.parts()
     if momentum:
-        if not description.get("memory"):
+        # Descriptions of early runs do not tell.
+        keys = tf.compat.v1.train.NewCheckpointReader(path).get_variable_to_shape_map()
+        if not any(key.startswith("memory/network/encoder/") for key in keys):
             raise UserError(
                 f"{flag}={workdir} was trained without a memory and has no momentum network; take the trained one"
             )

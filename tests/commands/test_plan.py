@@ -269,7 +269,7 @@ def test_a_broken_picture_is_replaced_in_the_batches_too(tmp_path):
     broken = [os.path.basename(name) for name in source.example_ids].index("0.png")
     stage = SimpleNamespace(max_bad_images=1)
     inputs = {"examples": Input(source, central(8), 4)}
-    run = SimpleNamespace(inputs=inputs, stage=stage, global_batch_size=4, seed=0)
+    run = RunPlan(stage, None, None, inputs, 4, 5, 3, 2.4, 0, "float32")
     exported = step_program.Exported(b"", {}, {})
     step_program.save_batches(run, exported, str(tmp_path), 3)
     with np.load(tmp_path / step_program.BATCHES) as arrays:

@@ -397,5 +397,5 @@ def test_classes_of_an_evaluation_without_a_network():
     evaluation = {"top_1": 0.5, "examples": 4, "per_class": {"x": 0.5, "y": None}}
     run = SimpleNamespace(evaluation=None, checkpoint=None, result={"evaluation": evaluation})
     text = Page(page.document("t", sections.classification(None, run, ["x", "y"]))).text
-    assert "x 50.0%" in text
-    assert "y no images" in text
+    assert "x – 50.0%" in text
+    assert "y – no images" in text
