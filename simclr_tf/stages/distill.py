@@ -1,4 +1,4 @@
-"""Distillation: a student imitates a fine-tuned teacher on images without labels (Chen et al. 2020b, section 2)."""
+"""Distillation: a student learns to imitate a fine-tuned teacher on unlabeled images (Chen et al. 2020b, section 2)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from simclr_tf.stages.teacher import load_teacher
 
 
 class Distill(Stage):
-    """A student learns a frozen teacher's class probabilities, on the very crop that the teacher sees.
+    """Trains a student to predict a frozen teacher's class probabilities, on the same crops that the teacher sees.
 
-    The loss is alpha x distillation on all images + (1 - alpha) x cross-entropy on labelled ones; with alpha below 1
-    every step takes a batch of each. The teacher is neither trained nor part of the checkpoints.
+    The loss is alpha x distillation on all images + (1 - alpha) x cross-entropy on labeled ones. With alpha below 1,
+    every step takes a batch of each. The teacher is neither trained nor saved in the checkpoints.
 
-    Losses at different temperatures have different scales. `teacher_divergence`, recorded beside them, is the
-    divergence from the teacher in nats at temperature 1 and can be compared.
+    Losses at different temperatures have different scales. To compare such runs, use the metric `teacher_divergence`:
+    the divergence from the teacher in nats at temperature 1.
     """
 
     first_stream = "unlabelled"
@@ -55,24 +55,25 @@ class Distill(Stage):
         """Creates the stage, its variables and the teacher.
 
         Args:
-          data: all of the train split is distilled on; its labelled subset is what cross-entropy sees.
-          augment: crop and flip, as a rule.
-          make_encoder: takes `dtype`.
-          teacher: a run's workdir, or a SavedModel; see `teacher.load_teacher`.
-          make_head: takes `input_dim`, `used_layers` and `dtype`; only needed for a `head_layer` above 0.
-          head_layer: the projection head's layer that the student's classifier reads; 0 is the encoder's output.
-          temperature: divides both sides' logits, and its square multiplies the loss; in the paper 0.1 for
-            self-distillation, 1.0 from big to small.
-          alpha: share of the distillation loss, in (0, 1]; 1 needs no labels at all.
-          labelled_batch_size: labelled images of a step over all replicas, with alpha below 1; None for as many as
-            there are unlabelled ones.
-          weight_decay: of the classifier's kernel, through the loss: half of it times the squared norm.
-          precision: "float32", "bfloat16" or "float64"; the teacher computes in the same.
-          data_dir: where data sets lie.
-          name: what the stage is called in messages and results.
+          data: data set; distillation uses the whole train split, cross-entropy its labeled subset.
+          augment: augmentation of the training crops, usually just crop and flip.
+          make_encoder: function that makes the encoder; takes `dtype`.
+          teacher: workdir of a run, or folder of a SavedModel; see `teacher.load_teacher`.
+          make_head: function that makes the projection head; takes `input_dim`, `used_layers` and `dtype`. Only needed
+            for a `head_layer` above 0.
+          head_layer: projection head layer that the student's classifier reads; 0 is the encoder's output.
+          temperature: divisor of the student's and the teacher's logits; the loss is multiplied by its square. The
+            paper takes 0.1 for self-distillation and 1.0 from big to small.
+          alpha: weight of the distillation loss, in (0, 1]; 1 needs no labels at all.
+          labelled_batch_size: labeled images per step over all replicas, with alpha below 1; None takes as many as
+            there are unlabeled ones.
+          weight_decay: weight decay of the classifier's kernel; the loss adds half of it times the squared norm.
+          precision: "float32", "bfloat16" or "float64", for student and teacher alike.
+          data_dir: folder of the data sets.
+          name: name of the stage in messages and results.
 
         Raises:
-          UserError: for a teacher that does not fit the data, or a setting that makes no sense.
+          UserError: if the teacher does not fit the data, or a setting is out of range.
         """
         super().__init__(name=name)
         checks.number("Distill.temperature", temperature, above=0, hint=", such as 0.1")
@@ -88,7 +89,7 @@ class Distill(Stage):
         self._teacher = load_teacher(teacher, precision=precision)
         if not self._teacher.takes_any_size and self._teacher.image_size != data.image_size:
             raise UserError(
-                f"--teacher={teacher} takes images of {self._teacher.image_size} pixels alone, and Data.image_size is "
+                f"--teacher={teacher} only takes images of {self._teacher.image_size} pixels, but Data.image_size is "
                 f"{data.image_size}; set Data.image_size to the teacher's"
             )
         self._class_names = self._agreed_class_names()
@@ -102,11 +103,11 @@ class Distill(Stage):
         )
 
     def _agreed_class_names(self) -> list[str]:
-        """The data's class names where they are known, else the teacher's; refuses two that cannot both be right."""
+        """Returns the data's class names if known, else the teacher's; refuses two that contradict each other."""
         here, there = list(self._train_source.class_names or ()), list(self._teacher.class_names)
         if here and len(here) != self._teacher.num_classes:
             raise UserError(
-                f"the teacher tells {self._teacher.num_classes} classes apart, but {self._train_source.name} has "
+                f"the teacher has {self._teacher.num_classes} classes, but {self._train_source.name} has "
                 f"{len(here)}; give a teacher for these classes, or images without labels"
             )
         first = disagreement(there, here)
@@ -130,7 +131,7 @@ class Distill(Stage):
         return inputs
 
     def eval_input(self) -> Input | None:
-        """See `Stage`; None where the images have no labels."""
+        """See `Stage`; None if the images have no labels."""
         if not self._has_labels:
             return None
         return Input(self._data.open(self._data.eval_split, self._data_dir), central(self._data.image_size))
@@ -142,7 +143,7 @@ class Distill(Stage):
 
     @property
     def frozen_variables(self) -> list[tf.Variable]:
-        """See `Stage`: the teacher's."""
+        """See `Stage`: the teacher's variables."""
         return self._teacher.variables
 
     def train_batch(self, batch, seeds):
@@ -152,7 +153,7 @@ class Distill(Stage):
         if self._labelled_source is not None:
             labelled = self._augment(batch["labelled"]["image"], seeds["labelled"])
             sizes.append(tf.shape(labelled)[0])
-        # One pass over both streams, so that batch norm sees them as one batch.
+        # A single forward pass over both streams lets batch norm see them as one batch.
         together = images if len(sizes) == 1 else tf.concat([images, labelled], axis=0)
         logits = tf.split(self.network.logits(together, training=True), sizes)
         wanted = tf.cast(self._teacher.logits(images), logits[0].dtype)
@@ -179,12 +180,12 @@ class Distill(Stage):
         return {"weight_decay": self._weight_decay * tf.nn.l2_loss(self.network.classifier.dense.kernel)}
 
     def eval_batch(self, batch):
-        """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3]. `teacher_logits` says what the teacher thinks."""
+        """See `Stage`; `batch` has `image`, uint8 [B, S, S, 3]. adds `teacher_logits`."""
         images = unit_images(batch["image"])
         return {"logits": self.network.logits(images, training=False), "teacher_logits": self._teacher.logits(images)}
 
     def measure(self, outputs):
-        """See `Stage`; with the teacher's accuracy and how often the student agrees with it."""
+        """See `Stage`; adds the teacher's accuracy and how often the student agrees with it."""
         wanted = outputs["teacher_logits"]
         return {
             **super().measure(outputs),
@@ -193,7 +194,7 @@ class Distill(Stage):
         }
 
     def initial_items(self):
-        """See `Stage`; a student may start from a pretrained encoder, and takes head and classifier where they fit."""
+        """See `Stage`; a student may start from a pretrained encoder, and takes the head and classifier if they fit."""
         return self.network.parts()
 
     def describe(self) -> dict:
@@ -208,5 +209,5 @@ class Distill(Stage):
         }
 
     def files(self) -> dict[str, str]:
-        """See `Stage`; the labelled subset that was used."""
+        """See `Stage`; lists the labeled subset that was used."""
         return self._data.subset_files(self._labelled_source)

@@ -1,7 +1,7 @@
-"""A batch's outputs with the activations of only a part of it in memory, and their exact gradient.
+"""Outputs of a big batch and their exact gradient, with the activations of one micro-batch in memory at a time.
 
-The outputs of all micro-batches are computed first and nothing else of them is kept. When the loss has said what it
-wants of every output, each micro-batch is computed once more for its gradient (Gao et al. 2021, "Scaling deep
+A first pass computes the outputs of all micro-batches and keeps nothing else. Once the loss's gradient with respect to
+every output is known, a second pass computes each micro-batch again to get its gradient (Gao et al. 2021, "Scaling deep
 contrastive learning batch size under memory limited setup"). The loss sees the whole batch; batch norm sees one
 micro-batch.
 """
@@ -15,13 +15,16 @@ from simclr_tf.core.tf import tf
 from simclr_tf.distribute import collectives
 from simclr_tf.models.normalization import frozen_moving_averages
 
-# Name -> tensor, or names within names.
+# Name -> tensor, possibly nested.
 Tensors = dict[str, Any]
 Function = Callable[[Tensors], dict[str, tf.Tensor]]
 
 
 def cut(values: Tensors, count: int) -> Tensors:
-    """[B, ...] -> [count, B / count, ...]; rows i, i + count, ... make micro-batch i, over however many replicas."""
+    """Splits [B, ...] into [count, B / count, ...]; micro-batch i takes rows i, i + count, ...
+
+    With this stride, micro-batches over all replicas hold the same examples whatever the number of replicas.
+    """
 
     def apart(value: tf.Tensor) -> tf.Tensor:
         rows, *shape = value.shape
@@ -32,7 +35,7 @@ def cut(values: Tensors, count: int) -> Tensors:
 
 
 def _joined(values: Tensors) -> Tensors:
-    """[count, B / count, ...] -> [B, ...], the reverse of `cut`."""
+    """Joins [count, B / count, ...] to [B, ...], the inverse of `cut`."""
 
     def join(value: tf.Tensor) -> tf.Tensor:
         count, rows, *shape = value.shape
@@ -46,7 +49,7 @@ def _part(values: Tensors, i: tf.Tensor) -> Tensors:
 
 
 def _fold(step: Callable, state: list[tf.Tensor], count: int) -> list[tf.Tensor]:
-    """Calls state = step(i, state) for each micro-batch, one after another; where a loop cannot, each has a graph."""
+    """Folds state = step(i, state) over the micro-batches; unrolls the loop if replicas cannot communicate in one."""
     if collectives.may_loop():
         return tf.while_loop(
             lambda i, *_: i < count,
@@ -56,20 +59,21 @@ def _fold(step: Callable, state: list[tf.Tensor], count: int) -> list[tf.Tensor]
             maximum_iterations=count,
         )[1:]
     for i in range(count):
+        # Without this dependency the parts could run at the same time, and all their activations would be in memory.
         with tf.control_dependencies(state):
             state = step(tf.constant(i), state)
     return state
 
 
 def outputs(function: Function, inputs: Tensors, count: int, returns: dict[str, tf.TensorSpec]) -> Tensors:
-    """Computes a function of a batch micro-batch by micro-batch, without a gradient.
+    """Computes a function of a batch one micro-batch at a time, without a gradient.
 
     Args:
-      function: of name -> tensor (or names within names), returns name -> tensor; the first dimension of each is the
-        micro-batch's examples.
-      inputs: name -> [B, ...], all shapes known when traced, B a multiple of `count`.
-      count: of micro-batches.
-      returns: name -> what the function returns for one example.
+      function: function of name -> tensor (possibly nested) that returns name -> tensor. The first dimension of each
+        tensor is the examples of the micro-batch.
+      inputs: name -> [B, ...]; all shapes are known when traced, and B is a multiple of `count`.
+      count: number of micro-batches.
+      returns: name -> shape and type of what the function returns for one example.
 
     Returns:
       Name -> [B, ...], in the order of the inputs.
@@ -92,16 +96,16 @@ def outputs_with_gradient(
     returns: dict[str, tf.TensorSpec],
     variables: Sequence[tf.Variable],
 ) -> Tensors:
-    """What `outputs` returns, with a gradient into variables (not into the inputs).
+    """Computes what `outputs` does, with a gradient for the variables but not for the inputs.
 
-    Batch norm's moving averages move in the first pass, once for each micro-batch.
+    Batch norm updates its moving averages in the first pass, once for each micro-batch.
 
     Args:
       function: see `outputs`.
       inputs: see `outputs`.
       count: see `outputs`.
       returns: see `outputs`; floats.
-      variables: what the gradient is for.
+      variables: variables that receive the gradient.
 
     Returns:
       See `outputs`.
@@ -131,6 +135,6 @@ def outputs_with_gradient(
     def attach(*tensors: tf.Tensor):
         return [tf.identity(value) for value in tensors[: len(returns)]], gradient
 
-    # The variables' values are passed in so that gradients can be passed out.
+    # A custom gradient returns one gradient per argument, so the variables' values are passed in to get theirs out.
     values = [tf.convert_to_tensor(variable) for variable in variables]
     return dict(zip(returns, attach(*(found[name] for name in returns), *values)))

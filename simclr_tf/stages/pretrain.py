@@ -1,4 +1,4 @@
-"""Contrastive pretraining without labels."""
+"""Contrastive pretraining without labels (Chen et al. 2020a, b)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NORMS = ("apart", "together", "averages")
 
 
 class Pretrain(Stage):
-    """SimCLR: two augmented views of each image attract, views of different images repel (Chen et al. 2020a, b).
+    """SimCLR: two augmented views of each image attract each other, views of different images repel each other.
 
-    Where labels exist, a linear probe behind a stopped gradient learns beside it and reports what the encoder knows; it
-    changes nothing in the encoder.
+    If the images have labels, a linear probe trains alongside and reports what the encoder knows. It reads the features
+    behind a stopped gradient, so it changes nothing in the encoder.
     """
 
     name = "pretrain"
@@ -57,22 +57,25 @@ class Pretrain(Stage):
         """Creates the stage and its variables.
 
         Args:
-          data: what to learn from.
-          augment: what makes two views of an image.
-          make_encoder: takes `dtype`.
-          make_head: takes `input_dim` and `dtype`.
-          temperature: of the contrastive loss.
-          make_memory: takes the network; None for no momentum network and no queue.
-          nt_xent: how the loss is computed: "plain", "tiled" (in little memory) or "auto"; see `nt_xent.nt_xent`.
+          data: data set to learn from.
+          augment: augmentation that makes the two views of an image.
+          make_encoder: function that makes the encoder; takes `dtype`.
+          make_head: function that makes the projection head; takes `input_dim` and `dtype`.
+          temperature: temperature of the contrastive loss, above 0.
+          make_memory: function that makes the memory; takes the network. None for no momentum network and no queue.
+          nt_xent: implementation of the loss: "plain", "tiled" (needs little memory) or "auto"; see `nt_xent.nt_xent`.
           micro_batch_size: images, over all replicas, whose activations are in memory at a time; None for the whole
             batch. The loss and its gradient are the whole batch's; batch norm sees one micro-batch.
-          micro_batch_norm: what that is: "apart", where an image's two views are in different micro-batches and so
-            never share statistics that would tell them; "together", where they are in the same one; or "averages",
-            where batch norm is in inference mode and its moving averages stay as they are (for a trained network).
-          probe: whether to train the linear probe where labels exist.
-          probe_weight_decay: of the probe's kernel, through the loss: half of it times the squared norm.
+          micro_batch_norm: what batch norm sees. "apart" puts an image's two views into different micro-batches, so
+            that shared statistics cannot give the pair away. "together" puts them into the same one. "averages" runs
+            batch norm in inference mode and leaves its moving averages alone (for a trained network).
+          probe: whether to train the linear probe if there are labels.
+          probe_weight_decay: weight decay of the probe's kernel; the loss adds half of it times the squared norm.
           precision: "float32", "bfloat16" or "float64".
-          data_dir: where data sets lie.
+          data_dir: folder of the data sets.
+
+        Raises:
+          UserError: if a setting is out of range.
         """
         super().__init__(name=self.name)
         checks.number("Pretrain.temperature", temperature, above=0, hint=", such as 0.1")
@@ -96,12 +99,12 @@ class Pretrain(Stage):
         self.memory = make_memory(self.network) if make_memory is not None else None
 
     def check_batch(self, global_batch_size, replicas):
-        """See `Stage`; micro-batches must divide it."""
+        """See `Stage`; the micro-batch size must divide the batch."""
         size = self._micro_batch_size
         if size is not None and (size % replicas or global_batch_size % size):
             raise UserError(
                 f"Pretrain.micro_batch_size is {size}, for a global batch of {global_batch_size} on {replicas} "
-                "replica(s); use a divisor of the batch that the replicas divide"
+                f"replica(s); use a divisor of {global_batch_size} that is a multiple of {replicas}"
             )
 
     def train_inputs(self) -> dict[str, Input]:
@@ -109,7 +112,7 @@ class Pretrain(Stage):
         return {"images": Input(self._train_source, two_crops(self._data.image_size, self._augment.crop_box))}
 
     def eval_input(self) -> Input | None:
-        """The probe's test examples; None without a probe."""
+        """See `Stage`; None without a probe."""
         if self.network.classifier is None:
             return None
         return Input(self._data.open(self._data.eval_split, self._data_dir), central(self._data.image_size))
@@ -137,7 +140,7 @@ class Pretrain(Stage):
             "uniformity": contrast.uniformity,
         }
         if self.memory is not None:
-            # The loss has read the queue as it was; what follows changes it for the next step.
+            # The loss has already read the queue; these keys are for the next step.
             self.memory.enqueue(keys)
             filled = tf.cast(keys.filled, self.network.dtype) / self.memory.queue_size
             metrics["queue_filled"] = tf.fill(tf.shape(contrast.loss), filled)
@@ -157,24 +160,24 @@ class Pretrain(Stage):
         return {"weight_decay": self._probe_weight_decay * tf.nn.l2_loss(self.network.classifier.dense.kernel)}
 
     def _images(self, views) -> tf.Tensor:
-        """Returns both views' images one after the other, augmented."""
+        """Returns the augmented images of both views, [2B, S, S, 3], first views first."""
         images, seeds = (tf.concat([view[name] for view in views.values()], axis=0) for name in ("image", "seed"))
         return self._augment(images, seeds)
 
     def _encode(self, images: tf.Tensor, *, training: bool = True) -> dict[str, tf.Tensor]:
-        """Returns what the losses read of the online network's outputs, in the variables' type."""
+        """Returns the online network's outputs that the losses read, in the variables' type."""
         outputs = self.network.outputs(images, training=training)
         return {name: tf.cast(outputs[name], self.network.dtype) for name in ("projection", "final_avg_pool")}
 
     def _whole(self, views):
-        """Returns the online network's outputs for each view, and the keys or None."""
+        """Returns the online network's outputs for each view, and the keys (None without a memory)."""
         images = self._images(views)
         online = _by_view(self._encode(images))
         keys = self.memory.keys(*tf.split(self.memory.project(images), 2)) if self.memory is not None else None
         return online, keys
 
     def _in_parts(self, views):
-        """What `_whole` returns, with the activations of one micro-batch at a time."""
+        """Returns what `_whole` does, with the activations of one micro-batch in memory at a time."""
         rows, replicas = views["view_1"]["image"].shape[0], collectives.num_replicas()
         count = rows * replicas // self._micro_batch_size
         apart, training = self._micro_batch_norm == "apart", self._micro_batch_norm != "averages"
@@ -183,21 +186,27 @@ class Pretrain(Stage):
             first, second = ({name: value[:, i] for name, value in outputs.items()} for i in (0, 1))
             return first, ({name: tf.roll(value, -1, axis=0) for name, value in second.items()} if apart else second)
 
-        def of_both(outputs):
+        def stack_views(outputs):
             return {name: tf.stack(tf.split(value, 2), axis=1) for name, value in outputs.items()}
 
-        if apart:  # An image's second view goes to the micro-batch after its first one's.
+        # `cut` gives each micro-batch every count-th row, so rolling the second views by one row moves each of them to
+        # the next micro-batch. `by_view` rolls their outputs back.
+        if apart:
             views = {**views, "view_2": {name: tf.roll(value, 1, axis=0) for name, value in views["view_2"].items()}}
         widths = {"projection": projection_dim(self.network), "final_avg_pool": self.network.encoder.feature_dim}
         returns = {name: tf.TensorSpec([2, width], self.network.dtype) for name, width in widths.items()}
         variables = [v for name in ("encoder", "head") for v in self.network.parts()[name].trainable_variables]
         online = micro_batches.outputs_with_gradient(
-            lambda part: of_both(self._encode(self._images(part), training=training)), views, count, returns, variables
+            lambda part: stack_views(self._encode(self._images(part), training=training)),
+            views,
+            count,
+            returns,
+            variables,
         )
         if self.memory is None:
             return by_view(online), None
         momentum = micro_batches.outputs(
-            lambda part: of_both({"projection": self.memory.project(self._images(part), training=training)}),
+            lambda part: stack_views({"projection": self.memory.project(self._images(part), training=training)}),
             views,
             count,
             {"projection": returns["projection"]},
@@ -205,16 +214,16 @@ class Pretrain(Stage):
         return by_view(online), self.memory.keys(*(view["projection"] for view in by_view(momentum)))
 
     def after_update(self, step):
-        """See `Stage`; the momentum network follows."""
+        """See `Stage`; moves the momentum network."""
         if self.memory is not None:
             self.memory.follow(self.network)
 
     def initial_items(self):
-        """See `Stage`; the probe and the memory are taken, too."""
+        """See `Stage`; includes the probe and the memory."""
         return {**self.network.parts(), **(self.memory.items() if self.memory is not None else {})}
 
     def misfit(self, item, description):
-        """See `Stage`; a probe of other classes does not fit."""
+        """See `Stage`; a probe for other classes does not fit."""
         if item.startswith("memory/"):
             return self.memory.misfit(item, description)
         differ = disagreement(description.get("class_names"), self._train_source.class_names)
@@ -223,7 +232,7 @@ class Pretrain(Stage):
         return [f"class {differ[0]!r} there is {differ[1]!r} here"]
 
     def after_initialize(self, taken=()):
-        """See `Stage`; the momentum network starts as a copy unless it was taken."""
+        """See `Stage`; copies the online network into the momentum network, unless that was taken."""
         if self.memory is not None and "memory/network" not in taken:
             self.memory.copy(self.network)
 
@@ -256,11 +265,11 @@ class Pretrain(Stage):
 
 
 def _by_view(outputs: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-    """[2B, ...] each -> [B, ...] each, of the first and of the second views."""
+    """Splits each output, [2B, ...], into those of the first and of the second views, [B, ...]."""
     halves = {name: tf.split(value, 2) for name, value in outputs.items()}
     return tuple({name: half[i] for name, half in halves.items()} for i in (0, 1))
 
 
 def _mean_of_views(values: tf.Tensor) -> tf.Tensor:
-    """[2B] -> [B]."""
+    """Averages the two views' values of each image, [2B] -> [B]."""
     return tf.reduce_mean(tf.reshape(values, [2, -1]), axis=0)

@@ -1,4 +1,4 @@
-"""A look at a SavedModel before it is loaded: it is a program, and loading it runs parts of it."""
+"""Inspects a SavedModel before it is loaded: a SavedModel is a program, and loading it runs parts of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from simclr_tf.core.tf import tf
 
-# No network needs these to compute. What a SavedModel's own saving and restoring of variables uses is not among them.
+# Operations that no network needs to compute. Those by which a SavedModel saves and restores its variables are allowed.
 _FILES = {
     *("ReadFile", "WriteFile", "MatchingFiles", "CreateSummaryFileWriter", "CreateSummaryDbWriter"),
     *(
@@ -29,11 +29,11 @@ _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
 def objection(folder: str) -> str | None:
-    """Returns why a SavedModel is not to be loaded; None where it only computes, or cannot be understood at all."""
+    """Returns why a SavedModel must not be loaded; None if it only computes, or cannot be read at all."""
     try:
         model = _read(folder)
     except (DecodeError, text_format.ParseError, UnicodeDecodeError, tf.errors.OpError):
-        return None  # For the loader to say.
+        return None  # The loader reports this.
     for node in _nodes(model):
         to_file = node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:")
         if to_file or node.op in _FILES | _PYTHON:
@@ -48,7 +48,7 @@ def objection(folder: str) -> str | None:
 
 
 def _read(folder: str) -> Message:
-    # Not before TensorFlow itself, which has to start as `stack` sees to it.
+    # Imported late: TensorFlow has to start in the way that `core.tf` prepares.
     saved_model = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2").SavedModel
     binary = os.path.join(folder, "saved_model.pb")
     if tf.io.gfile.exists(binary):
@@ -59,7 +59,7 @@ def _read(folder: str) -> Message:
 
 
 def _nodes(model: Message) -> Iterator[Message]:
-    """Yields every operation, those of functions included."""
+    """Yields every operation, including those of functions."""
     for graph in model.meta_graphs:
         for nodes in (graph.graph_def.node, *(function.node_def for function in graph.graph_def.library.function)):
             yield from nodes

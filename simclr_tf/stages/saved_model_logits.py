@@ -1,4 +1,4 @@
-"""Class logits of any SavedModel: which way to call it, and which output they are."""
+"""Finds the class logits of any SavedModel: how to call it, and which of its outputs they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simclr_tf.core.tf import tf
 from simclr_tf.data.class_names import known_class_names
 from simclr_tf.stages import saved_model_check
 
-# What `--mode=export` stores beside a SavedModel of its own, among its assets.
+# The asset in which `--mode=export` describes its SavedModels.
 EXPORT_DETAILS = "export.json"
 # Outputs that are 2-D and float but certainly not class scores.
 _FEATURE_NAMES = frozenset(
@@ -22,13 +22,13 @@ _FEATURE_NAMES = frozenset(
     "proj_head_input "
     "proj_head_output projection".split()
 )
-# What TensorFlow raises for a SavedModel that is cut off, of another format, or needs operations that are not here.
+# What TensorFlow raises if a SavedModel is truncated, has another format, or needs operations that are missing here.
 _UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, tf.errors.OpError)
 _PROBE_SIZE = 128
 
 
 def find_saved_model(path: str) -> str | None:
-    """The SavedModel's folder: `path`, or the newest version, the classifier, or the published SavedModel in it."""
+    """Returns `path` if it is a SavedModel, else the newest version, classifier or published SavedModel in it."""
     if any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
         return path
     if not tf.io.gfile.isdir(path):
@@ -46,13 +46,13 @@ class SavedModelLogits(NamedTuple):
     """A classifier found in a SavedModel.
 
     Attributes:
-      compute: [B, H, W, 3] float32 in [0, 1] -> [B, num_classes].
-      num_classes: how many logits an image has.
-      image_size: side in pixels of the images that it was made for; None where it does not say.
-      takes_any_size: whether it computes images of other sizes, too.
-      class_names: [num_classes], or empty where they are unknown.
+      compute: function from images, [B, H, W, 3] float32 in [0, 1], to logits, [B, num_classes].
+      num_classes: number of logits.
+      image_size: side in pixels of the images that it was made for; None if unknown.
+      takes_any_size: whether it also accepts images of other sizes.
+      class_names: [num_classes], or empty if unknown.
       variables: all of its variables.
-      description: where it comes from and how it is called, as plain values.
+      description: origin of the model and how it is called, as plain values.
     """
 
     compute: Callable[[tf.Tensor], tf.Tensor]
@@ -65,29 +65,29 @@ class SavedModelLogits(NamedTuple):
 
 
 def load_logits(folder: str, flag: str) -> SavedModelLogits:
-    """Loads a SavedModel and finds its class logits; to be called inside the strategy's scope.
+    """Loads a SavedModel and finds its class logits; call this in the strategy's scope.
 
     Args:
-      folder: the SavedModel's.
-      flag: what `folder` was given as, for messages.
+      folder: folder of the SavedModel.
+      flag: flag that `folder` was given with, for messages.
 
     Raises:
-      UserError: where it cannot be loaded, has no class logits, or it is not clear which output they are.
+      UserError: if it cannot be loaded, has no class logits, or it is unclear which output they are.
     """
     refused = saved_model_check.objection(folder)
     if refused:
-        raise UserError(f"the SavedModel {flag}={folder} is not loaded: {refused}; give a model that only computes")
+        raise UserError(f"the SavedModel {flag}={folder} was not loaded: {refused}; give a model that only computes")
     try:
         loaded = tf.saved_model.load(folder)
     except _UNLOADABLE as error:
         raise UserError(
             f"the SavedModel {flag}={folder} cannot be loaded ({first_line(error)}); for a published SimCLR "
-            "checkpoint or TF1 hub module run --mode=convert --source of it first and give its workdir"
+            "checkpoint or TF1 hub module, run --mode=convert with it as --source first and give the new workdir"
         ) from None
     details = _details(folder)
     if details.get("kind") == "feature_vector":
         raise UserError(
-            f"{flag}={folder} is an export of features without class logits; give the classifier that was exported "
+            f"{flag}={folder} exports features, not class logits; give the classifier that was exported "
             "beside it, or a fine-tuned run's workdir"
         )
     reasons = []
@@ -113,7 +113,7 @@ def load_logits(folder: str, flag: str) -> SavedModelLogits:
             f"{flag}={folder}: its output {name!r} has {sample.shape[1]} column(s), but a teacher needs a logit for "
             "each of two classes or more; give another SavedModel"
         )
-    # The logarithm of softmax probabilities is the logits less a constant, which no softmax sees.
+    # The logarithm of softmax probabilities is the logits minus a constant, which softmax ignores.
     probabilities = bool(np.all(sample >= 0) and np.allclose(sample.sum(axis=1), 1, atol=1e-3))
 
     def logits(images: tf.Tensor) -> tf.Tensor:
@@ -138,11 +138,11 @@ def load_logits(folder: str, flag: str) -> SavedModelLogits:
 
 
 class _Unfit(Exception):
-    """Why a way of calling a SavedModel does not lead to logits."""
+    """Says why one way of calling a SavedModel gives no logits."""
 
 
 def _signature(loaded) -> tuple[Callable, tf.TensorSpec, str]:
-    """The serving signature, which is in inference mode by its nature."""
+    """Finds the serving signature, which always runs in inference mode."""
     signatures = dict(getattr(loaded, "signatures", None) or {})
     name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
     if name is None:
@@ -159,11 +159,11 @@ def _signature(loaded) -> tuple[Callable, tf.TensorSpec, str]:
 
 
 def _call(loaded) -> tuple[Callable, tf.TensorSpec, str]:
-    """The object called as a hub module is, with training (in the published SimCLR exports: trainable) off."""
+    """Finds the call of a hub module with training (in the published SimCLR exports: trainable) off."""
     functions = getattr(getattr(loaded, "__call__", None), "concrete_functions", ())
     if not functions:
         raise _Unfit("it cannot be called either")
-    # Looked up rather than tried out: in TensorFlow 2.15 a call that does not fit never gives its lock back.
+    # Looked up instead of tried out: in TensorFlow 2.15 a call that does not fit never releases its lock.
     for function in functions:
         leaves = tf.nest.flatten(function.structured_input_signature)
         specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
@@ -176,7 +176,7 @@ def _call(loaded) -> tuple[Callable, tf.TensorSpec, str]:
 
 
 def _modes(function) -> dict[str, object]:
-    """The plain values of a saved call that choose between training and inference."""
+    """Returns the arguments of a saved call that choose between training and inference, by name."""
     positional, named = function.structured_input_signature
     values = {**dict(zip(function.function_type.parameters, positional)), **named}
     return {name: value for name, value in values.items() if name in ("training", "trainable", "is_training")}
@@ -203,7 +203,7 @@ def _image_size(spec: tf.TensorSpec) -> int | None:
 
 
 def _flatten(outputs) -> dict[str, tf.Tensor]:
-    """A function's outputs by name, whatever their structure."""
+    """Returns a function's outputs by name, whatever their structure."""
     if isinstance(outputs, dict):
         parts = {str(name): value for name, value in outputs.items()}
     elif isinstance(outputs, (list, tuple)):
@@ -218,7 +218,7 @@ def _flatten(outputs) -> dict[str, tf.Tensor]:
 
 
 def _choose(run: Callable, spec: tf.TensorSpec, size: int | None) -> tuple[str, Callable]:
-    """Finds the output with the class scores by its shape, type and, where several remain, name."""
+    """Finds the output with the class scores by its shape and type, then by its name if several remain."""
     size = size or _PROBE_SIZE
     traced = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec([None, size, size, 3], spec.dtype))
     outputs = _flatten(traced.structured_outputs)
@@ -231,16 +231,16 @@ def _choose(run: Callable, spec: tf.TensorSpec, size: int | None) -> tuple[str, 
     others = [name for name in flat if name.lower() not in _FEATURE_NAMES]
     chosen = named or others
     if not chosen:
-        raise _Unfit(f"no output is [batch, classes] class scores (found {', '.join(sorted(outputs)) or 'none'})")
+        raise _Unfit(f"no output has class scores, [batch, classes] (found {', '.join(sorted(outputs)) or 'none'})")
     if len(chosen) > 1:
         raise _Unfit(
-            f"which of its outputs are the logits is not clear ({', '.join(sorted(chosen))}); name one 'logits'"
+            f"it is not clear which of its outputs are the logits ({', '.join(sorted(chosen))}); name one 'logits'"
         )
     return chosen[0], lambda structure: _flatten(structure)[chosen[0]]
 
 
 def _run_once(compute: Callable, size: int) -> np.ndarray:
-    """Computes two images as training will: by the strategy, on the first replica's device."""
+    """Computes two images as training does: by the strategy; returns the first replica's outputs."""
     strategy = tf.distribute.get_strategy()
     images = tf.constant(np.random.default_rng(0).uniform(size=(2, size, size, 3)), tf.float32)
 
@@ -252,12 +252,12 @@ def _run_once(compute: Callable, size: int) -> np.ndarray:
 
 
 def _details(folder: str) -> dict:
-    """What this project stored beside its own export; empty for others."""
+    """Returns the description in an export of this project; empty for other SavedModels."""
     file = os.path.join(folder, "assets", EXPORT_DETAILS)
     return read_json(file) if tf.io.gfile.exists(file) else {}
 
 
 def _variables(loaded) -> list[tf.Variable]:
-    """Every variable that hangs on the object, whatever its attributes are called; each once, in a fixed order."""
+    """Returns every variable that the object tracks, each once, in a fixed order."""
     found = [part for part in tf.train.TrackableView(loaded).descendants() if isinstance(part, tf.Variable)]
     return list({id(variable): variable for variable in found}.values())

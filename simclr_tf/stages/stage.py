@@ -1,4 +1,4 @@
-"""What the training loop asks of a stage."""
+"""The interface between a stage and the training loop."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from simclr_tf.workdir.networks import initialize
 
 
 def weight_of_labelled(source: Source, labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Returns what makes a mean over the global batch, in which examples without a label count 0, one over the others.
+    """Returns the weight that turns the global batch's mean into the mean over its labeled examples.
+
+    Examples without a label count 0 in the batch's mean.
 
     Args:
-      source: of the examples.
-      labels: [B] int of this replica's part of the batch, -1 where unknown.
-      dtype: of the result, a scalar.
+      source: source of the examples.
+      labels: [B] int, labels of this replica's part of the batch, -1 where unknown.
+      dtype: type of the result.
+
+    Returns:
+      A scalar; 0 if no example of the batch has a label.
     """
     if not source.partly_labelled:
         return tf.ones([], dtype)
@@ -33,25 +38,25 @@ def weight_of_labelled(source: Source, labels: tf.Tensor, dtype: tf.DType) -> tf
 class Stage(tf.Module):
     """One kind of training. Subclasses set `network` and implement what raises NotImplementedError here.
 
-    All is resolved in the constructor; nothing reads configuration later.
+    The constructor settles everything; nothing reads configuration later.
     """
 
     network: Network
     max_bad_images: int = 100
-    # The name of the first stream that it trains on; see `views.views`.
+    # Name of the first stream of training examples; see `training_views.views`.
     first_stream: str = "labelled"
-    # What `--init_from` must bring.
+    # Items that `--init_from` must restore.
     required_items: tuple[str, ...] = ("encoder",)
-    # Whether a batch's losses are those of its parts. What to do where they are not, for a message.
+    # Whether a batch's losses can be computed part by part. If not, a message advises this instead.
     separable: bool = True
     instead_of_accumulation: str = ""
 
     def train_inputs(self) -> dict[str, Input]:
-        """Returns the streams of examples to train on, by name; the first one's examples make the epochs."""
+        """Returns the streams of training examples by name; an epoch is one pass over the first stream."""
         raise NotImplementedError
 
     def eval_input(self) -> Input | None:
-        """Returns the examples to evaluate on, or None where there is nothing to measure."""
+        """Returns the examples to evaluate on, or None if there is nothing to measure."""
         return None
 
     @property
@@ -61,7 +66,7 @@ class Stage(tf.Module):
 
     @property
     def frozen_variables(self) -> list[tf.Variable]:
-        """Variables that must leave training exactly as they entered it; the loop checks."""
+        """The variables that training must not change; the run checks this at its end."""
         return []
 
     def train_batch(
@@ -70,35 +75,35 @@ class Stage(tf.Module):
         """Computes the losses of this replica's part of a batch.
 
         Args:
-          batch: each stream's name -> the host's tensors, [B, ...] each.
-          seeds: each stream's name -> [B, 2] int32, for each example's random choices on the device.
+          batch: stream name -> the tensors that the host prepared, by name, each [B, ...].
+          seeds: stream name -> [B, 2] int32, seeds of each example's random choices on the device.
 
         Returns:
-          losses: name -> [B]; the sum of their means over the global batch is minimized.
-          metrics: name -> [B]; their means are recorded.
+          losses: name -> [B]; the loop minimizes the sum of their means over the global batch.
+          metrics: name -> [B]; the loop records their means.
         """
         raise NotImplementedError
 
     def penalties(self) -> dict[str, tf.Tensor]:
-        """Returns name -> scalar, added to the global batch's mean loss."""
+        """Returns name -> scalar, terms that do not depend on the batch; the loop adds them to its mean loss."""
         return {}
 
     def after_update(self, step: tf.Tensor) -> None:
-        """Called on each replica after the weights changed."""
+        """Called on each replica after each update of the weights."""
 
     def eval_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns name -> [B, ...] for evaluation; `logits` [B, classes] at least."""
+        """Returns a batch's outputs for evaluation, name -> [B, ...]; at least `logits`, [B, classes]."""
         raise NotImplementedError
 
     def measure(self, outputs: dict[str, np.ndarray]) -> dict:
-        """Returns what to report of an evaluation; outputs: what `eval_batch` gave for all examples, and `label`."""
+        """Returns the report of an evaluation; `outputs` has what `eval_batch` gave for all examples, and `label`."""
         return metrics.classification(outputs["label"], outputs["logits"], self.describe()["class_names"])
 
     def start(self, init_from: str | None) -> list[str]:
-        """Begins a run, which a resumed one does not: takes from the workdir `init_from` what fits, if it is given.
+        """Initializes a new run, from the workdir `init_from` if it is given. Resumed runs do not call this.
 
         Returns:
-          The lines of a table of what was taken and what was not; see `checkpoint.initialize`.
+          The lines of a table of what was taken and what was not; see `networks.initialize`.
         """
         taken, table = set(), []
         if init_from is not None:
@@ -107,18 +112,18 @@ class Stage(tf.Module):
         return table
 
     def after_initialize(self, taken: Collection[str] = ()) -> None:
-        """Called once when a run starts; `taken` are the paths of the items that `--init_from` brought."""
+        """Called once when a run starts; `taken` has the paths of the items that `--init_from` restored."""
 
     def checkpoint_items(self) -> dict[str, tf.Module]:
-        """Returns what a checkpoint holds beside the optimizer and the step."""
+        """Returns what a checkpoint holds besides the optimizer and the step."""
         return self.network.parts()
 
     def initial_items(self) -> dict[str, Any]:
-        """Returns what `--init_from` may bring, by its path in a checkpoint; a classifier starts anew."""
+        """Returns the items that `--init_from` may restore, by path in the checkpoint; a classifier starts anew."""
         return {name: part for name, part in self.network.parts().items() if name != "classifier"}
 
     def misfit(self, item: str, description: dict) -> list[str]:
-        """Lists why an item cannot take its values from the run whose `architecture.json` is `description`."""
+        """Lists why an item does not fit the run whose `architecture.json` is `description`; empty if it fits."""
         return self.network.mismatch(item, description["network"])
 
     def describe(self) -> dict:
@@ -126,16 +131,16 @@ class Stage(tf.Module):
         raise NotImplementedError
 
     def files(self) -> dict[str, str]:
-        """Returns file name -> text of what the workdir should hold beside the records, such as the labelled subset."""
+        """Returns file name -> text for the workdir, such as the list of the labeled subset."""
         return {}
 
     def check_batch(self, global_batch_size: int, replicas: int) -> None:
-        """Raises UserError where the stage cannot work with such a batch on so many replicas."""
+        """Raises UserError if the stage cannot split this batch over the replicas."""
 
     def costs(self, global_batch_size: int) -> dict[str, int]:
-        """Returns what a step costs beside the network and its gradient, by name, such as a memory's FLOPs."""
+        """Returns what a step costs besides the network and its gradient, by name, such as a memory's FLOPs."""
         return {}
 
     def constants(self, global_batch_size: int) -> dict[str, float]:
-        """Returns numbers to record beside the metrics, such as a loss's chance level."""
+        """Returns constants to record with the metrics, such as a loss's chance level."""
         return {}

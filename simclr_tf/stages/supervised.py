@@ -1,4 +1,4 @@
-"""Training with labels: linear evaluation, fine-tuning and training from scratch differ by configuration only."""
+"""Training with labels: linear evaluation, fine-tuning and training from scratch differ only in configuration."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from simclr_tf.stages.stage import Stage
 
 
 class Supervised(Stage):
-    """Cross-entropy on labelled images, with a classifier on a chosen layer of the projection head.
+    """Trains with cross-entropy on labeled images, with a classifier on a chosen layer of the projection head.
 
     Chen et al. 2020b, section 2: fine-tuning starts from the first layer of a three-layer head, not from the encoder's
-    output. What is frozen passes no gradient, and its batch norm stays in inference mode.
+    output. Frozen layers pass no gradient, and their batch norm stays in inference mode.
     """
 
     required_items = ("encoder", "head")
@@ -44,21 +44,23 @@ class Supervised(Stage):
         """Creates the stage and its variables.
 
         Args:
-          name: what the stage is called in messages and results.
-          data: labelled images; of a labelled subset only those are trained on.
-          augment: crop and flip, as a rule.
-          make_encoder: takes `dtype`.
-          make_head: takes `input_dim`, `used_layers` and `dtype`; only needed for a `head_layer` above 0.
-          head_layer: the projection head's layer that the classifier reads; 0 is the encoder's output. Later layers are
-            thrown away.
-          freeze_up_to: name of an output up to which nothing changes, or None; see `Network.frozen_up_to`.
-          zero_init_classifier: start with equal logits instead of small random ones.
-          weight_decay: of the classifier's kernel, through the loss: half of it times the squared norm.
+          name: name of the stage in messages and results.
+          data: data set with labels; if it has a labeled subset, only that is trained on.
+          augment: augmentation of the training crops, usually just crop and flip.
+          make_encoder: function that makes the encoder; takes `dtype`.
+          make_head: function that makes the projection head; takes `input_dim`, `used_layers` and `dtype`. Only needed
+            for a `head_layer` above 0.
+          head_layer: projection head layer that the classifier reads; 0 is the encoder's output. Later layers are not
+            built.
+          freeze_up_to: name of the last output that is frozen, with everything before it, or None; see
+            `Network.frozen_up_to`.
+          zero_init_classifier: whether the classifier starts with equal logits instead of small random ones.
+          weight_decay: weight decay of the classifier's kernel; the loss adds half of it times the squared norm.
           precision: "float32", "bfloat16" or "float64".
-          data_dir: where data sets lie.
+          data_dir: folder of the data sets.
 
         Raises:
-          UserError: where there are no labels, or for a setting that makes no sense.
+          UserError: if there are no labels, or a setting is out of range.
         """
         super().__init__(name=name)
         checks.number("Supervised.weight_decay", weight_decay, least=0)
@@ -126,5 +128,5 @@ class Supervised(Stage):
         }
 
     def files(self) -> dict[str, str]:
-        """See `Stage`; the labelled subset that was used."""
+        """See `Stage`; lists the labeled subset that was used."""
         return self._data.subset_files(self._train_source)

@@ -1,4 +1,4 @@
-"""Teachers for distillation: a run's workdir, or any SavedModel that maps images to class logits."""
+"""Teachers for distillation, from a run's workdir or from any SavedModel that maps images to class logits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from simclr_tf.workdir.networks import load_network
 class Teacher:
     """A frozen classifier in inference mode.
 
-    It is deliberately no `tf.Module`: an attribute of that kind would bring its variables into a stage's
-    `trainable_variables` and checkpoints.
+    This is deliberately not a `tf.Module`: as a module it would bring its variables into the stage's checkpoints and
+    `trainable_variables`.
 
     Attributes:
-      num_classes: of its logits.
-      image_size: of the square images that it was made for, in pixels; None where it does not say.
-      takes_any_size: whether it computes images of other sizes, too.
-      class_names: [num_classes], or empty where they are unknown.
+      num_classes: number of logits.
+      image_size: side in pixels of the square images that it was made for; None if unknown.
+      takes_any_size: whether it also accepts images of other sizes.
+      class_names: [num_classes], or empty if unknown.
       variables: all of its variables; nothing here ever changes them.
     """
 
@@ -40,15 +40,15 @@ class Teacher:
         description: dict,
         takes_any_size: bool = True,
     ):
-        """Use `load_teacher`.
+        """Creates a teacher; `load_teacher` is the usual way.
 
         Args:
-          compute: [B, H, W, 3] float32 in [0, 1] -> [B, num_classes].
+          compute: function from images, [B, H, W, 3] float32 in [0, 1], to logits, [B, num_classes].
           num_classes: see the class.
           image_size: see the class.
           class_names: see the class.
           variables: see the class.
-          description: where it comes from, as plain values.
+          description: origin of the teacher, as plain values.
           takes_any_size: see the class.
         """
         self._compute = compute
@@ -58,7 +58,7 @@ class Teacher:
 
     @tf.autograph.experimental.do_not_convert
     def logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Computes class logits; no gradient flows back from them.
+        """Computes class logits; no gradient flows back.
 
         Args:
           images: [B, H, W, 3] in [0, 1], any float type.
@@ -70,31 +70,31 @@ class Teacher:
         return tf.stop_gradient(tf.ensure_shape(logits, [None, self.num_classes]))
 
     def describe(self) -> dict:
-        """Returns what it is and where it came from, as plain values for `architecture.json`."""
+        """Returns what the teacher is and where it came from, as plain values for `architecture.json`."""
         told = {**self._description, "num_classes": self.num_classes, "image_size": self.image_size}
         return {**told, "fingerprint": self._fingerprint}
 
     @functools.cached_property
     def _fingerprint(self) -> str:
+        # The values must be read eagerly, even when the first caller is tracing a function.
         with tf.init_scope():
             return fingerprint(self.variables)[:16]
 
 
 def load_teacher(path: str, *, precision: str = "float32", flag: str = "--teacher") -> Teacher:
-    """Loads a classifier to be imitated; to be called inside the strategy's scope.
+    """Loads a classifier to imitate; call this in the strategy's scope.
 
     Args:
-      path: a workdir of this project with a classifier in it, or a folder with a SavedModel (ours or anybody's) that
-        takes one float image batch, [B, H, W, 3] in [0, 1]; a folder of versions that `--mode=export` wrote stands for
-        the newest one.
-      precision: what a workdir's network computes in; a SavedModel computes in what it was saved with.
-      flag: what `path` was given as, for messages.
+      path: workdir of a run with a classifier, or folder of any SavedModel that takes one float image batch,
+        [B, H, W, 3] in [0, 1]. In a folder of versions that `--mode=export` wrote, the newest one is taken.
+      precision: precision of a workdir's network; a SavedModel computes in the precision that it was saved with.
+      flag: flag that `path` was given with, for messages.
 
     Returns:
       The teacher.
 
     Raises:
-      UserError: where there is none, it has no class logits, or it is not clear which output they are.
+      UserError: if there is no teacher, it has no class logits, or it is unclear which output they are.
     """
     if tf.io.gfile.exists(os.path.join(path, records.ARCHITECTURE)):
         return _from_workdir(path, precision, flag)
@@ -103,7 +103,7 @@ def load_teacher(path: str, *, precision: str = "float32", flag: str = "--teache
         found = "no such folder"
         if tf.io.gfile.exists(path):
             found = f"it has neither {records.ARCHITECTURE} nor saved_model.pb"
-        raise UserError(f"{flag}={path} is no teacher ({found}); give a run's workdir or a SavedModel's folder")
+        raise UserError(f"{flag}={path} is not a teacher ({found}); give a run's workdir or a SavedModel's folder")
     return Teacher(**load_logits(folder, flag)._asdict())
 
 

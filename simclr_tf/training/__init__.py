@@ -1,4 +1,4 @@
-"""How it is learnt: one run (`train`), its outer loop (records, checkpoints, pictures), its inner loop (steps).
+"""How a network learns: one run (`train`), its outer loop (records, checkpoints, pictures), its inner loop (steps).
 
-Imports everything below it; names no single stage.
+Imports any room below it; names no particular stage.
 """

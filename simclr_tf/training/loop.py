@@ -1,4 +1,4 @@
-"""The training loop. No stage is named here."""
+"""The inner loop: takes steps of any stage in a compiled function."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from simclr_tf.optim.optimizers import Optimizer
 from simclr_tf.stages import micro_batches
 from simclr_tf.stages.stage import Stage
 
-# A call should be long enough to hide Python's part and short enough for a lively progress bar.
+# A call should be long enough to hide Python's overhead, and short enough for a lively progress bar.
 _SECONDS_PER_CALL = 1.0
 _MAX_STEPS_PER_CALL = 500
 
 
 class Chunk(NamedTuple):
-    """What one call of the compiled loop did.
+    """Results of one call of the compiled loop.
 
     Attributes:
       first_step: number of the first step, from 0.
-      records: one dict a step, name -> float.
-      seconds: of the whole call.
-      waiting_seconds: of these, spent waiting for the input pipeline.
-      asked_to_stop: whether some process of the run wants to stop; all of them hear of it after the same step.
+      records: one dict per step, name -> float.
+      seconds: duration of the whole call.
+      waiting_seconds: part of `seconds` spent waiting for the input pipeline.
+      asked_to_stop: whether any process of the run wants to stop; all processes learn of it after the same step.
     """
 
     first_step: int
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
 
 
 class Loop:
-    """Takes steps: gradient, reduction over the global batch, update, records."""
+    """Takes steps: computes gradients, reduces them over the global batch, updates the weights, records metrics."""
 
     def __init__(
         self,
@@ -58,24 +58,25 @@ class Loop:
         accumulation_steps: int = 1,
         rows: dict[str, int] | None = None,
     ):
-        """Prepares the loop; to be called inside the strategy's scope.
+        """Prepares the loop; call this in the strategy's scope.
 
         Args:
-          stage: what to train.
-          optimizer: already built for the stage's variables.
-          learning_rate: of a step's number.
-          strategy: runs the replicas.
-          seed: the run's.
-          jit_compile: compile the step with XLA (TPUs always do).
-          steps_per_call: steps in one call of the compiled loop; None finds a number that takes about a second.
-          accumulation_steps: in how many parts, one after another, the gradient of a step is computed. The losses' and
-            the gradient's sums are those of the whole batch; batch norm in training sees one part at a time, and its
-            averages move once for each.
-          rows: examples of each stream that a replica gets in a step; with several workers TensorFlow forgets them.
+          stage: stage to train.
+          optimizer: optimizer, already built for the stage's variables.
+          learning_rate: function from a step's number to the learning rate.
+          strategy: strategy that runs the replicas.
+          seed: seed of the run.
+          jit_compile: whether to compile the step with XLA (TPUs always do).
+          steps_per_call: steps per call of the compiled loop; None finds a number that takes about a second.
+          accumulation_steps: number of parts in which a step's gradient is computed, one after another. Losses and
+            gradient are those of the whole batch. Batch norm sees one part at a time, and updates its moving averages
+            once for each part.
+          rows: number of examples of each stream that a replica gets per step. With several workers, TensorFlow loses
+            this static shape.
 
         Raises:
-          UserError: for XLA with several replicas in one process, which TensorFlow cannot compile; for accumulation
-            where the loss compares a batch's examples with each other.
+          UserError: if XLA is to compile several replicas in one process, which TensorFlow cannot do; or if gradients
+            are to be accumulated although the loss compares a batch's examples with each other.
         """
         if (
             jit_compile
@@ -92,8 +93,8 @@ class Loop:
                 f"batch with each other; set it to 1{stage.instead_of_accumulation}"
             )
         if stage.network.dtype == tf.float64:
-            # float64 is for comparisons. TensorFlow's arithmetic rewriting changes the last digits of the float32
-            # images under some strategies and not under others.
+            # float64 is for comparing strategies. Under some of them, and not under others, TensorFlow's arithmetic
+            # optimization changes the last digits of the float32 images.
             tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.stage = stage
@@ -104,8 +105,8 @@ class Loop:
         self._fixed_steps = steps_per_call
         self.accumulation_steps = accumulation_steps
         self._rows = rows or {}
-        # As this process's clock has it, and as all processes agree: their calls must be equally long, or their sums
-        # would never meet.
+        # Measured by this process, and averaged over all of them. All processes must take the same number of steps per
+        # call; otherwise their all-reduces deadlock.
         self._own_step_seconds = math.inf
         self._step_seconds: float | None = None
         self._variables = list(stage.trained_variables)
@@ -116,10 +117,10 @@ class Loop:
         self._run = tf.function(self._steps, reduce_retracing=True, autograph=False)
 
     def _replica_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor, host: tf.Tensor) -> tf.Tensor:
-        """One replica's step; returns the record, [names] in the loss's type, equal on every replica.
+        """Takes one replica's step; returns the record, [names + 2] in the loss's type, equal on every replica.
 
-        `host` is what each process has to say to the others, [wants to stop, seconds per step]; behind the named values
-        come the sums over replicas of both.
+        `host` is [stop requested, seconds per step] of this process. Their sums over the replicas follow the named
+        values in the record, so that they need no all-reduce of their own.
         """
         batch = {name: self._of_known_size(name, stream) for name, stream in batch.items()}
         seeds = {
@@ -145,7 +146,7 @@ class Loop:
             return self._replica_step(*args)
 
     def _gradients(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns this replica's share of the gradient of each variable, and of what is measured, [names]."""
+        """Returns this replica's share of each variable's gradient, and of the losses and metrics, [names]."""
         count = self.accumulation_steps
         if count == 1:
             return self._gradients_of_part(batch, seeds)
@@ -163,12 +164,13 @@ class Loop:
             state = tf.while_loop(lambda i, *_: i < count, add, state, parallel_iterations=1, maximum_iterations=count)
         else:
             for _ in range(count):
+                # One part at a time, so that only one part's activations are in memory.
                 with tf.control_dependencies(state[1]):
                     state = add(*state)
         return state[1], tf.reduce_sum(state[2].stack(), axis=0)
 
     def _gradients_of_part(self, batch, seeds) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """What `_gradients` returns, at once."""
+        """Returns what `_gradients` does, in a single pass."""
         dtype = self.stage.network.dtype
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
@@ -186,24 +188,24 @@ class Loop:
         return gradients, tf.stack(list(measured.values()))
 
     def one_step(self, batch: dict[str, dict[str, tf.Tensor]], step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Takes one replica's step of `run`, for who traces it to compile or run it elsewhere.
+        """Takes one replica's step of `run`, for tracing a step that is compiled or run elsewhere.
 
         Args:
-          batch: each stream's name -> this replica's tensors.
-          step: its number, scalar int64.
+          batch: stream name -> this replica's tensors, by name.
+          step: number of the step, scalar int64.
 
         Returns:
-          What `run` records, name -> scalar.
+          The step's record, name -> scalar.
         """
         record = self._replica_step(batch, step, tf.zeros([2]))
         return dict(zip(self._names, tf.unstack(record)))
 
     def _share(self, values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """This replica's share of a mean over the global batch; values: [B], of the same B on every replica."""
+        """Returns this replica's share of the global batch's mean; `values` is [B], with equal B on every replica."""
         return tf.reduce_mean(tf.cast(values, dtype)) / self._strategy.num_replicas_in_sync
 
     def _steps(self, iterator, count: tf.Tensor, host: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes up to `count` steps, fewer after a loss that is not finite, or when some process wants to stop."""
+        """Takes `count` steps; ends early after a loss that is not finite, or if any process wants to stop."""
 
         def one(done: tf.Tensor, _, waited: tf.Tensor, records: tf.TensorArray):
             asked = tf.timestamp()
@@ -211,7 +213,7 @@ class Loop:
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 waited += tf.timestamp() - asked
-            # Or a single thread would look at the clock when it has taken the step.
+            # Without this dependency, a single thread may read the clock only after the step.
             with tf.control_dependencies([waited]):
                 step = self.step.read_value()
             record = self._strategy.run(self._replica_step_fn, args=(batch, step, host))
@@ -228,17 +230,17 @@ class Loop:
     def run(
         self, iterator: Iterator, last_step: int, *, wants_to_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Chunk]:
-        """Takes steps until `last_step` of them have been taken since the run's start, yielding after each call.
+        """Takes steps until the run has taken `last_step` in all; yields a `Chunk` after each call.
 
         Args:
-          iterator: of the strategy's batches.
-          last_step: where to end.
-          wants_to_stop: whether this process wants to; asked before each call. All processes then leave the call after
-            the same step, and `asked_to_stop` is true in all of them.
+          iterator: iterator over the strategy's batches.
+          last_step: total number of steps, since the run's start, to end at.
+          wants_to_stop: function that says whether this process wants to stop, called before each call. If one process
+            wants to, all leave the call after the same step, with `asked_to_stop` true.
 
         Raises:
-          UserError: as soon as a loss is not finite, with the step, the learning rate and the last finite losses. The
-            weights are spoilt by then; what was saved before is not.
+          UserError: if a loss is not finite; the message has the step, the learning rate and the last finite losses. By
+            then the weights are ruined, but earlier checkpoints are not.
         """
         while (first := int(self.step.numpy())) < last_step:
             count = min(self._steps_in_call(), last_step - first)
@@ -247,7 +249,7 @@ class Loop:
             values, waited = self._run(iterator, tf.constant(count), tf.constant(host))
             values = values.numpy()
             seconds = time.perf_counter() - start
-            # The first call traced the function and says nothing of its speed.
+            # The first call includes tracing, so its time says nothing about the speed.
             traced = self._step_seconds is None and count == 1
             self._own_step_seconds = math.inf if traced else seconds / len(values)
             self._step_seconds = float(values[-1, -1]) / self._strategy.num_replicas_in_sync
@@ -259,7 +261,7 @@ class Loop:
             self._recent = [*self._recent, *(record["loss"] for record in records)][-5:]
 
     def check_weights(self) -> None:
-        """Raises a UserError where the last update spoilt the weights, so that they are never saved."""
+        """Raises UserError if the last update made the weights non-finite, so that they are never saved."""
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self._variables):
             step = int(self.step.numpy()) - 1
             rate = float(self._learning_rate(tf.constant(step, tf.int64)))

@@ -1,4 +1,4 @@
-"""What a run has opened, told before it begins: splits, classes, odd pictures, and what is trained on and measured."""
+"""Tells the user what a run has opened before it begins: splits, classes, odd pictures, overlap of train and eval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simclr_tf.workdir import records
 from simclr_tf.workdir.networks import read_architecture
 
 _LOOKED_AT, _LOOKED_AT_REMOTELY = 32, 8
-# A picture so many times as long as wide, or as large as the network's images, is odd.
+# A picture is odd if it is more than this many times as long as wide, or as large as the network's images.
 _LONG, _LARGE = 4, 8
 _NAMED = 5
 
@@ -36,7 +36,7 @@ def tell(
     image_size: int | None = None,
     purpose: str = "to train on",
 ) -> None:
-    """Says what a source holds, and another to measure on; with `image_size`, how large its pictures are."""
+    """Says what a source holds, compared with another that is measured; with `image_size`, also its pictures' sizes."""
     if not context.is_chief:
         return
     remarks = [*source.remarks, *(measured.remarks if measured is not None else ())]
@@ -51,15 +51,15 @@ def tell_run(
     """Says what a training run has opened.
 
     Args:
-      context: where it works.
-      stage: what is trained.
-      inputs: its streams of examples.
-      measured: what it is measured on at last, or None.
-      global_batch_size: examples of a step.
+      context: workdir and flags of the run.
+      stage: stage to train.
+      inputs: training streams of the stage.
+      measured: source of the final evaluation, or None.
+      global_batch_size: examples per step.
 
     Returns:
-      What to note beside the measurement: `overlap` and `overlap_of_start`, of `--init_from` or `--teacher`, as plain
-      values; neither where nothing was trained on that is measured.
+      Facts to add to the evaluation, as plain values: `overlap`, between training and evaluation images, and
+      `overlap_of_start`, the same for the run in `--init_from` or `--teacher`. Each is missing if there is none.
     """
     if not context.is_chief:
         return {}
@@ -68,7 +68,7 @@ def tell_run(
     for stream in inputs.values():
         size, count = stream.batch_size or global_batch_size, stream.source.num_examples
         if size > count:
-            context.say(f"  a batch of {size:,} is more than all {count:,} examples: a step takes some several times")
+            context.say(f"  a batch of {size:,} is larger than all {count:,} examples: each step repeats some")
     if measured is None:
         return {}
     found = {}
@@ -86,14 +86,14 @@ def tell_run(
 
 
 def of_run(workdir: str, flag: str, measured: Source, data_dir: str | None) -> Overlap | None:
-    """How much of a source an earlier run was trained on; None where that cannot be known."""
+    """Returns how much of a source an earlier run was trained on; None if that cannot be known."""
     if not tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):
         return None
     description = read_architecture(workdir, flag)
     if "source" not in description["data"]:  # A converted checkpoint.
         return None
     data = Data(**description["data"])
-    # The probe of pretraining learns from labels; what goes on to other runs does not.
+    # Pretraining's probe learns from labels, but the encoder that other runs start from does not.
     labels = description.get("stage") not in ("pretrain", "distill")
     try:
         trained = data.open_labelled(data_dir) if labels else data.open(data.train_split, data_dir)
@@ -111,7 +111,7 @@ def _classes(source: Source, measured: Source | None, purpose: str) -> list[str]
     names = source.class_names
     if not names:
         return []
-    if not source.labels_at_hand:  # Reading them may take as long as an epoch.
+    if not source.labels_at_hand:  # Reading all labels may take as long as an epoch.
         return [f"classes: {len(names):,}"]
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(names))
     order = [i for i in np.argsort(counts, kind="stable") if counts[i]]
@@ -137,7 +137,7 @@ def _missing(names: Sequence[str], counts: np.ndarray, purpose: str) -> list[str
 
 
 def _sizes(source: Source, image_size: int) -> list[str]:
-    """Looks at the headers of a few pictures, all over the source."""
+    """Describes the sizes of a few pictures, spread over the source, from their headers."""
     if not source.may_fail:
         return []
     count = min(_LOOKED_AT_REMOTELY if source.remote else _LOOKED_AT, source.num_examples)
@@ -146,7 +146,7 @@ def _sizes(source: Source, image_size: int) -> list[str]:
     lines = []
     unlike = [row for row in rows if row not in found]
     if unlike:
-        lines.append(f"{len(unlike)} of {len(rows)} looked at are no pictures, such as {source.example_ids[unlike[0]]}")
+        lines.append(f"{len(unlike)} of {len(rows)} looked at are not pictures, like {source.example_ids[unlike[0]]}")
     sides = np.array(list(found.values()))
     if not len(sides):
         return lines
@@ -164,7 +164,7 @@ def _sizes(source: Source, image_size: int) -> list[str]:
 
 
 def _size(source: Source, row: int) -> tuple[int, int] | None:
-    """Width and height as a picture's header says; None for what is no picture."""
+    """Returns width and height from a picture's header; None if it is not a picture."""
     try:
         with tf.device("CPU:0"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""The outer loop of a run: records, checkpoints and pictures around the steps, until the last step or SIGTERM."""
+"""The outer loop of a run: writes records, checkpoints and pictures between steps, until the last step or SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simclr_tf.workdir import records
 from simclr_tf.workdir.checkpoints import Checkpoints
 from simclr_tf.workdir.lock import WorkdirLock
 
-# What file systems answer when files vanish under a run.
+# Errors of file systems whose files vanish during a run.
 _LOST = (
     tf.errors.NotFoundError,
     tf.errors.PermissionDeniedError,
@@ -34,7 +34,7 @@ _LOST = (
 
 
 def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
-    """Refuses to start where workers found different checkpoints."""
+    """Raises UserError if the workers found checkpoints of different steps."""
     if cluster.role(strategy).count == 1:
         return
 
@@ -46,19 +46,19 @@ def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
     steps = gathered().numpy().tolist()
     if len(set(steps)) > 1:
         raise UserError(
-            f"the workers found checkpoints of different steps ({', '.join(map(str, steps))}); --workdir has to be one "
+            f"the workers found checkpoints of different steps ({', '.join(map(str, steps))}); --workdir must be one "
             "folder that all of them see, on a shared file system or in a bucket"
         )
 
 
 def meet(strategy: tf.distribute.Strategy) -> None:
-    """Lets no process leave before the others have written what they write."""
-    with contextlib.suppress(tf.errors.OpError):  # Of one that was here first and is gone now.
+    """Waits for all processes, so that none exits before the others have written their files."""
+    with contextlib.suppress(tf.errors.OpError):  # Another process may have come first and exited.
         check_same_step(strategy, 0)
 
 
 class Outcome(NamedTuple):
-    """How a run went: its last record, and seconds over all its interruptions."""
+    """Outcome of a run: its last record, and its seconds of training over all interruptions."""
 
     last: dict[str, float]
     seconds: float
@@ -70,15 +70,15 @@ def run_outer_loop(
     """Trains to the end.
 
     Args:
-      context: where the run works.
-      plan: the run, at the step where it goes on.
-      checkpoints: where to save.
-      watch: tells of SIGTERM.
-      lock: on the workdir, of the process that writes there.
+      context: workdir, strategy and settings of the run.
+      plan: plan of the run, at the step where it starts or resumes.
+      checkpoints: checkpoints to save to.
+      watch: watch that notices SIGTERM.
+      lock: lock on the workdir; None in processes that do not write there.
 
     Raises:
-      StartAgain: after SIGTERM, when the step is finished and saved.
-      UserError: for data that cannot be read any more, a loss that is not finite, or a full disk.
+      StartAgain: after SIGTERM, once the step is finished and saved.
+      UserError: if the data can no longer be read, a loss is not finite, or the disk is full.
     """
     outer = _OuterLoop(context, plan, checkpoints, watch, lock)
     try:
@@ -93,12 +93,12 @@ def run_outer_loop(
         outer.close()
     outer.tell_bad_images()
     if watch.asked:
-        raise StartAgain("stopped by SIGTERM after the last step; the same command goes on with the measurement")
+        raise StartAgain("stopped by SIGTERM after the last step; give the same command again to evaluate")
     return outcome
 
 
 class _OuterLoop:
-    """What one process holds while it trains: input, records, progress bar and pictures."""
+    """State of one process while it trains: input, records, progress bar and pictures."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _OuterLoop:
         self._clock = time.monotonic()
 
     def _shard(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
-        """Makes one input pipeline: all streams side by side."""
+        """Makes one input pipeline, which zips all streams."""
         plan, streams = self._plan, {}
         for name, batch_size in plan.batch_sizes.items():
             streams[name] = train_dataset(
@@ -157,7 +157,7 @@ class _OuterLoop:
         return tf.data.Dataset.zip(streams)
 
     def go_on_to_checkpoint(self) -> None:
-        """Trains to the next checkpoint and saves it; after SIGTERM to the end of the step."""
+        """Trains to the next checkpoint and saves it; after SIGTERM, saves at the end of the current step."""
         plan, every = self._plan, self._plan.checkpoint_every_steps
         stopped = self._take_steps(min(plan.steps, (plan.steps_taken // every + 1) * every))
         if self._log is not None:
@@ -175,13 +175,13 @@ class _OuterLoop:
             )
 
     def _take_steps(self, last_step: int) -> bool:
-        """Takes steps up to `last_step`; returns whether SIGTERM ended that."""
+        """Takes steps up to `last_step`; returns whether SIGTERM stopped it early."""
         for chunk in self._plan.loop.run(self._iterator, last_step, wants_to_stop=lambda: self._watch.asked):
             self._last = chunk.records[-1]
             self._record(chunk)
-            # Several processes stop only together: a step, and a checkpoint, takes all of them.
+            # Several processes must stop together: a step or a checkpoint needs all of them.
             stopped = chunk.asked_to_stop or (self._is_alone and self._watch.asked)
-            # A loss that is not finite is for the loop to refuse, and nothing to save.
+            # If the loss is not finite, the loop raises an error next, and nothing must be saved.
             if stopped and math.isfinite(self._last["loss"]):
                 return True
             self._start_pictures()
@@ -206,7 +206,7 @@ class _OuterLoop:
         )
 
     def _start_pictures(self) -> None:
-        """Makes what draws for TensorBoard, after the first step: that is what users wait for."""
+        """Prepares TensorBoard's pictures; only after the first step, which is what users wait for."""
         context, plan = self._context, self._plan
         if self._log is None or self._pictures is not None or not plan.board_images:
             return
@@ -222,13 +222,13 @@ class _OuterLoop:
         self._clock = time.monotonic()
 
     def outcome(self) -> Outcome:
-        """How it went; to be asked after the last step."""
+        """Returns the outcome; call this after the last step."""
         if self._log is None:
             return Outcome(self._last, 0.0)
         return Outcome(self._last or self._log.last(), self._log.total("seconds"))
 
     def refuse(self, error: tf.errors.OpError) -> None:
-        """Tells in one line of images that cannot be read (any more); returns for any other error."""
+        """Raises a one-line error if images cannot be read, or no longer; returns for any other error."""
         for bad in self._bad_images.values():
             bad.check()
         lost_host = cluster.may_lose_hosts(self._context.strategy) and isinstance(error, cluster.LOST_HOST)
@@ -237,7 +237,7 @@ class _OuterLoop:
         sources = [stream.source for stream in self._plan.inputs.values()]
         again = any(source.remote for source in sources) and isinstance(error, PASSING)
         raise (StartAgain if again else UserError)(
-            f"{', '.join(source.name for source in sources)} cannot be read any more ({first_line(error)}); restore "
+            f"{', '.join(source.name for source in sources)} can no longer be read ({first_line(error)}); restore "
             "the access, and give the same command again: it goes on from the last checkpoint"
         ) from None
 
@@ -249,7 +249,7 @@ class _OuterLoop:
                 self._context.say(f"  {bad.count} unreadable image(s) were skipped: {names}")
 
     def close(self) -> None:
-        """Closes the files; of a workdir that was lost to another run, without writing to them."""
+        """Closes the files; writes nothing to them if another run took over the workdir."""
         self._progress.close()
         if self._log is not None:
             self._log.close(write=not self._lock.lost)

@@ -1,6 +1,6 @@
-"""Pictures for TensorBoard while a run goes on: what training sees, and what the encoder makes of images.
+"""Draws pictures for TensorBoard during a run: augmented training images, nearest neighbors, the embedding.
 
-Scalars are in `records.py`. Nothing here changes a step, and only the process that writes the records does any of it.
+`workdir/records.py` writes the scalars. Only the process that writes the records draws. Drawing affects no step.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _SAME, _OTHER = (22, 144, 90), (201, 53, 43)
 
 
 class Pictures:
-    """A run's pictures in its folder `tensorboard`: image panels, and the files of the embedding projector."""
+    """Writes pictures to a run's folder `tensorboard`: image panels, and the files of the embedding projector."""
 
     def __init__(self, workdir: str, network: Network, description: dict, *, num_images: int, data_dir: str | None):
-        """Reads the images to look at.
+        """Reads the images to draw.
 
         Args:
           workdir: folder of the run.
-          network: what is trained; read whenever `draw` is called.
-          description: what `Stage.describe` says.
-          num_images: of the evaluation split, or of the training split where there is none; chosen by lot.
-          data_dir: where data sets lie.
+          network: network in training; `draw` uses its weights of that moment.
+          description: description of the stage; see `Stage.describe`.
+          num_images: number of random images from the evaluation split, or from the training split if there is none.
+          data_dir: folder of the data sets.
         """
         self._folder = os.path.join(workdir, "tensorboard")
         self._network, self._description, self._data_dir = network, description, data_dir
@@ -53,7 +53,7 @@ class Pictures:
         self._names = [str(name) for name in source.example_ids]
         self._class_names = description.get("class_names") or ()
         size = {"batch_size": _BATCH, "per_replica_batch_size": _BATCH}
-        # Unreadable images have weight 0; whether there are too many of them is the training's to say.
+        # Unreadable images have weight 0. Here they are ignored: training counts them and stops if there are too many.
         ignored = IgnoredImages()
         batches = list(eval_dataset(source, central(self._data.image_size), **size, bad_images=ignored))
         joined = {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
@@ -66,7 +66,7 @@ class Pictures:
     def _source(self) -> Source:
         try:
             return self._data.open(self._data.eval_split, self._data_dir)
-        except UserError:  # No such split: a data set without labels needs none.
+        except UserError:  # There is no such split, which unlabeled data do not need.
             return self._data.open(self._data.train_split, self._data_dir)
 
     def _compute(self, images: tf.Tensor) -> tf.Tensor:
@@ -74,7 +74,12 @@ class Pictures:
         return tf.cast(outputs["final_avg_pool"], tf.float32)
 
     def show_augmentations(self, seed: int, stream: str) -> None:
-        """Shows the first images of the run's first step, as `--mode=preview` does; `stream` is the stage's first."""
+        """Draws the first images of the run's first step, as `--mode=preview` does.
+
+        Args:
+          seed: seed of the run.
+          stream: name of the stage's first stream.
+        """
         augment = Augment(**self._description["augment"])
         found = training_views.views(
             self._data,
@@ -89,7 +94,7 @@ class Pictures:
         self._show("what training sees", np.asarray(sheet), 0)
 
     def draw(self, step: int) -> None:
-        """Shows nearest neighbours, and lays out the embedding for the projector, as of `step` steps taken."""
+        """Draws nearest neighbors and writes the embedding for the projector, after `step` steps."""
         parts = np.split(self._images, range(_BATCH, len(self._images), _BATCH))
         features = np.concatenate([self._features(tf.constant(part)).numpy() for part in parts])[self._sound]
         if len(features) < 2:
@@ -104,8 +109,8 @@ class Pictures:
                 color = (_SAME if self._labels[i] == self._labels[query] else _OTHER) if known else None
                 row.append(Cell(images[i], f"{value:.2f} {self._name(i)}", color))
             rows.append(row)
-        sheet = contact_sheet.draw(rows, columns=["image", "neighbours"], title=f"Nearest neighbours at step {step}")
-        self._show("nearest neighbours", np.asarray(sheet), step)
+        sheet = contact_sheet.draw(rows, columns=["image", "neighbors"], title=f"Nearest neighbors at step {step}")
+        self._show("nearest neighbors", np.asarray(sheet), step)
         self._project(features, images)
 
     def _name(self, i: int) -> str:
@@ -121,7 +126,7 @@ class Pictures:
             self._writer.flush()
 
     def _project(self, features: np.ndarray, images: np.ndarray) -> None:
-        """Writes the newest embedding where the projector looks for it."""
+        """Writes the newest embedding for the projector; names and thumbnails only once."""
         lines = ["\t".join(f"{value:.5g}" for value in row) for row in features]
         write_text(os.path.join(self._folder, "features.tsv"), "\n".join(lines) + "\n")
         if self._has_sprite:
@@ -148,12 +153,12 @@ class Pictures:
         self._has_sprite = True
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the event file."""
         self._writer.close()
 
 
 def is_worth_a_look(step: int, steps: int, checkpoint_every_steps: int) -> bool:
-    """Whether to look at a checkpoint: the first, second, fourth, eighth and so on, and the last.
+    """Whether to draw pictures at a checkpoint: the first, second, fourth, eighth and so on, and the last.
 
     >>> [step for step in range(10, 101, 10) if is_worth_a_look(step, 100, 10)]
     [10, 20, 40, 80, 100]

@@ -1,4 +1,4 @@
-"""A run before its first step: what `Training` builds, and what everything after it reads."""
+"""The plan of a run: `Training` builds it before the first step, and everything after that reads it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from simclr_tf.training.loop import Loop
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run, built and with its numbers settled.
+    """A run that is built, with all its numbers settled.
 
     Attributes:
-      stage: what is trained, with its first values.
-      optimizer: built for the stage's variables.
-      loop: takes the steps.
-      inputs: the stage's streams of examples, by name.
-      global_batch_size: examples of a step over all replicas.
-      num_examples: examples of an epoch.
-      steps: length of the run.
-      epochs: the same in epochs.
-      seed: decides every random choice.
+      stage: stage to train, with its initial values.
+      optimizer: optimizer, built for the stage's variables.
+      loop: inner loop, which takes the steps.
+      inputs: training streams of the stage, by name.
+      global_batch_size: examples per step over all replicas.
+      num_examples: examples per epoch.
+      steps: length of the run in steps.
+      epochs: length of the run in epochs.
+      seed: seed of every random choice.
       precision: "float32", "bfloat16" or "float64".
-      schedule: the learning rate's; None for one that is no `WarmupCosine`, which cannot grow.
-      replicas: how many share a step.
+      schedule: learning rate schedule; None if it is not a `WarmupCosine`, so that the run cannot get longer.
+      replicas: number of replicas that share a step.
       checkpoint_every_steps: steps between two checkpoints.
       record_every_steps: steps between two records of the metrics.
-      board_images: images in TensorBoard's pictures, 0 for no pictures.
+      board_images: number of images for TensorBoard's pictures; 0 for no pictures.
     """
 
     stage: Stage
@@ -51,19 +51,19 @@ class RunPlan:
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """Examples of a step over all replicas, for each stream."""
+        """Examples per step over all replicas, for each stream."""
         return batch_sizes(self.inputs, self.global_batch_size)
 
     @property
     def steps_taken(self) -> int:
-        """Steps since the run's start, whoever took them."""
+        """Steps taken since the run's start, including those before it was resumed."""
         return int(self.loop.step.numpy())
 
     def numbers(self, *names: str) -> dict:
-        """Returns some of the attributes by name."""
+        """Returns the attributes with these names, as a dict."""
         return {name: getattr(self, name) for name in names}
 
 
 def batch_sizes(inputs: dict[str, Input], global_batch_size: int) -> dict[str, int]:
-    """Returns each stream's examples of a step over all replicas: its own number, else the run's."""
+    """Returns each stream's examples per step over all replicas: its own batch size, else the run's."""
     return {name: stream.batch_size or global_batch_size for name, stream in inputs.items()}

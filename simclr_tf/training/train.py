@@ -1,4 +1,4 @@
-"""One training run: what was asked, what is built of it, and the way from there to `result.json`."""
+"""One training run, from its settings to `result.json`."""
 
 from __future__ import annotations
 
@@ -50,32 +50,32 @@ def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Trains a stage, or goes on with it where it was left.
+    """Trains a stage, or resumes its training.
 
-    `build` makes the run in memory, for planning and dry runs; `run` trains it to the end.
+    `build` only builds the run in memory, for planning and dry runs; `run` trains it to the end.
 
     Args:
-      make_stage: takes `precision` and `data_dir`; called inside the strategy's scope.
-      make_optimizer: makes the optimizer.
-      make_schedule: makes the learning rate schedule.
-      global_batch_size: examples of a step, over all replicas.
-      epochs: length of the run; or
-      steps: the same as a number of steps.
-      seed: decides every random choice of the run.
+      make_stage: function that makes the stage; takes `precision` and `data_dir`. Called in the strategy's scope.
+      make_optimizer: function that makes the optimizer.
+      make_schedule: function that makes the learning rate schedule.
+      global_batch_size: examples per step, over all replicas.
+      epochs: length of the run in epochs. Give either this or `steps`.
+      steps: length of the run in steps.
+      seed: seed of every random choice of the run.
       precision: "auto", "float32", "bfloat16" or "float64".
-      jit_compile: compile the step with XLA.
-      steps_per_call: steps between two looks of the host; None finds a number.
-      accumulation_steps: parts in which a step's gradient is computed, one after another, for stages whose losses allow
-        it; the update is that of the whole batch, less what batch norm sees of it.
-      checkpoint_every_steps: None saves about once an epoch.
-      keep_checkpoints: how many of the newest to keep.
-      record_every_steps: of the metrics.
-      eval_batch_size: for the measurement at the end; None takes the training batch, 512 at most.
-      board_images: how many images TensorBoard shows neighbours and the projector of, at the first, second, fourth,
-        eighth and so on checkpoint, and the last; 0 for no pictures.
+      jit_compile: whether to compile the step with XLA.
+      steps_per_call: steps per call of the compiled loop; None finds a number that takes about a second.
+      accumulation_steps: number of parts in which a step's gradient is computed, one after another, for stages whose
+        losses allow it. The update is that of the whole batch, except that batch norm sees one part at a time.
+      checkpoint_every_steps: steps between two checkpoints; None saves about once per epoch.
+      keep_checkpoints: number of newest checkpoints to keep.
+      record_every_steps: steps between two records of the metrics.
+      eval_batch_size: batch size of the evaluation at the end; None takes the training batch size, 512 at most.
+      board_images: number of images for TensorBoard's nearest neighbors and projector, drawn at the first, second,
+        fourth, eighth and so on checkpoint, and at the last; 0 for no pictures.
 
     Raises:
-      UserError: for what the user can put right; `build` and `run` likewise.
+      UserError: if a setting is wrong in a way that the user can fix; `build` and `run` likewise.
     """
 
     make_stage: Callable[..., Stage]
@@ -96,7 +96,7 @@ class Training:
     board_images: int = 200
 
     def __post_init__(self):
-        """Checks what can be checked without building anything."""
+        """Checks the settings that need nothing built."""
         for name in _COUNTS:
             checks.whole(f"train.{name}", getattr(self, name), optional=name in _OPTIONAL)
         if (self.epochs is None) == (self.steps is None):
@@ -109,7 +109,7 @@ class Training:
         check_seed("train.seed", self.seed)
 
     def build(self, context: RunContext) -> RunPlan:
-        """Builds the run in its strategy's scope and settles its numbers; takes no step and writes nothing."""
+        """Builds the run in the strategy's scope and settles its numbers; takes no step and writes no file."""
         strategy, replicas = context.strategy, context.strategy.num_replicas_in_sync
         _check_divides("train.global_batch_size", self.global_batch_size, replicas)
         precision = resolve_precision(self.precision)
@@ -164,7 +164,7 @@ class Training:
         return self.steps, self.steps * self.global_batch_size / num_examples
 
     def run(self, context: RunContext) -> dict:
-        """Trains to the end and measures, or says what a dry run would do; returns what `result.json` says."""
+        """Trains to the end and evaluates, or only says what a dry run would do; returns what `result.json` holds."""
         plan = self.build(context)
         measured, overlaps = self._announce(context, plan)
         costs = plan.stage.costs(plan.global_batch_size)
@@ -198,10 +198,10 @@ class Training:
         return result
 
     def _announce(self, context: RunContext, plan: RunPlan) -> tuple[Input | None, dict]:
-        """Says what the run is.
+        """Says what the run will do.
 
         Returns:
-          The examples that it is measured on, None where there are none, and what they share with its training data.
+          The evaluation examples, or None if nothing can be measured; and their overlap with the training data.
         """
         network, examples = plan.stage.network, next(iter(plan.inputs.values())).source
         measured = plan.stage.eval_input()
@@ -216,7 +216,7 @@ class Training:
         overlaps = opened.tell_run(context, plan.stage, plan.inputs, tested, plan.global_batch_size)
         if unlabelled:
             context.say(
-                f"  none of {unlabelled.name} has a label: nothing is measured in the end (see Data.eval_split)"
+                f"  no image of {unlabelled.name} has a label: nothing is measured at the end (see Data.eval_split)"
             )
         for name, part in network.parts().items():
             context.say(f"  {name:<10} {magnitude(count_parameters(part)):>6} parameters")
@@ -236,7 +236,7 @@ class Training:
 
 
 def _result(plan: RunPlan, outcome: Outcome, costs: dict) -> dict:
-    """What `result.json` says, but for the measurement."""
+    """Returns the content of `result.json`, except the evaluation."""
     images = plan.steps * plan.global_batch_size
     return {
         "stage": plan.stage.name,
@@ -251,7 +251,7 @@ def _result(plan: RunPlan, outcome: Outcome, costs: dict) -> dict:
 
 
 def _start(context: RunContext, plan: RunPlan, checkpoints: Checkpoints) -> None:
-    """Resumes, else initializes from another run, else leaves all as it is; then writes what the run is."""
+    """Resumes the run, initializes it from another, or starts from scratch; then writes what the run is."""
     names = ("global_batch_size", "steps", "epochs", "seed", "precision", "num_examples")
     mine = identity.identify(context.settings.values(), **plan.numbers(*names))
     before = identity.check(context.workdir, plan.stage.describe(), mine)
@@ -282,7 +282,7 @@ def _start(context: RunContext, plan: RunPlan, checkpoints: Checkpoints) -> None
 
 
 def _lengthen(context: RunContext, plan: RunPlan, mine: dict, before: dict, from_step: int | None) -> bool:
-    """Gives a resumed run the lengths that it had before; returns whether it is longer now."""
+    """Adds a resumed run's earlier lengths to its identity and schedule; returns whether the run is longer now."""
     is_longer = identity.lengthen(mine, before, plan.steps_taken)
     _check_origin(context, before, from_step, is_longer=is_longer)
     mine["init_from_step"] = before.get("init_from_step")
@@ -297,13 +297,11 @@ def _lengthen(context: RunContext, plan: RunPlan, mine: dict, before: dict, from
 
 
 def _check_origin(context: RunContext, before: dict, from_step: int | None, *, is_longer: bool) -> None:
-    """Tells where `--init_from` has been trained further since a run started from it; refuses to lengthen that run."""
+    """Says if `--init_from` has been trained further since this run started from it; then refuses a longer run."""
     then = before.get("init_from_step")
     if None in (then, from_step) or then == from_step:
         return
-    told = f"this run started from step {then} of --init_from={context.init_from}, which is at step {from_step} by now"
+    told = f"this run started from step {then} of --init_from={context.init_from}, which is at step {from_step} now"
     if is_longer:
-        raise UserError(
-            f"{told}; use a new --workdir to start from there, or the run's own length to leave it as it is"
-        )
+        raise UserError(f"{told}; use a new --workdir to start from there, or keep this run's length")
     context.say(f"  {told}; a new --workdir would start from there")

@@ -1,4 +1,4 @@
 """What lies in a run's folder: checkpoints, records, the lock, the run's identity.
 
-Imports `core`, `settings`, `distribute`, `models`. No other room decides how these files are written.
+Imports `core`, `settings`, `distribute`, `data`, `models`. No other room decides how these files are written.
 """

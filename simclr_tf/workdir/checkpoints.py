@@ -1,4 +1,4 @@
-"""Checkpoints: resume, else initialize from another run, else start from scratch; and what matched."""
+"""A run's checkpoints: saves them, finds the newest that is whole, restores it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from simclr_tf.core.tf import tf
 from simclr_tf.distribute import cluster
 
 _FOLDER = "checkpoints"
-# What TensorFlow raises for a checkpoint that is cut off, overwritten or gone.
+# What TensorFlow raises if a checkpoint is truncated, overwritten or missing.
 _UNREADABLE = (tf.errors.OpError, ValueError, AssertionError)
-
-
-# TensorFlow writes NAME_temp/, moves it to NAME.data-*, and writes NAME.index at last.
+# TensorFlow writes NAME_temp/, moves its content to NAME.data-*, and writes NAME.index last.
 _OWN_FILE = re.compile(r"step-(\d+)(\.index|\.data-\d{5}-of-\d{5}|_temp)")
 
 
 def _steps(folder: str) -> list[int]:
-    """The steps of the checkpoints in a folder, newest first, whatever their state.
+    """Lists the steps of a folder's checkpoints, newest first, whether they can be read or not.
 
-    What lies there counts, not TensorFlow's list of it (the file `checkpoint`), which can be lost or older.
+    The files themselves count. TensorFlow's list of them (the file `checkpoint`) can be missing or out of date.
     """
     try:
         names = tf.io.gfile.listdir(folder)
     except tf.errors.NotFoundError:
         return []
-    # A bucket gives folders' names with a slash.
+    # Buckets list folders with a trailing slash.
     matches = [_OWN_FILE.fullmatch(name.rstrip("/")) for name in names]
     return sorted({int(match[1]) for match in matches if match and match[2] == ".index"}, reverse=True)
 
@@ -42,31 +40,34 @@ def _prefix(folder: str, step: int) -> str:
 
 
 def _damage(path: str) -> str | None:
-    """Reads a whole checkpoint, which verifies its checksums; returns what is wrong with it, None where nothing is."""
+    """Reads a whole checkpoint, which verifies its checksums; returns what is wrong with it, or None."""
     try:
-        # `tf.train.load_checkpoint` does the same, but not on every file system.
+        # `tf.train.load_checkpoint` does the same, but fails on some file systems.
         reader = tf.compat.v1.train.NewCheckpointReader(path)
-        for name in sorted(reader.get_variable_to_shape_map()):  # As they lie in the file.
+        for name in sorted(reader.get_variable_to_shape_map()):  # In the order of the file.
             reader.get_tensor(name)
     except (*_UNREADABLE, IndexError) as error:  # IndexError: "read less bytes than requested".
-        if is_passing(path, error):  # Nothing is wrong with it, and nothing may be deleted for it.
+        if is_passing(path, error):  # The checkpoint may be good, so it must not count as damaged and be deleted.
             raise StartAgain(f"{path} cannot be read now ({first_line(error)}); give the same command again") from None
         return first_line(error)
     return None
 
 
 def _readable(folder: str) -> tuple[int | None, list[int]]:
-    """Finds the newest checkpoint that is whole; warns of those that are passed over.
+    """Finds the newest checkpoint that can be read whole; warns of newer ones that cannot.
 
     Returns:
-      Its step, None where there is none; and the steps of those that are older.
+      Its step, or None if there are no checkpoints; and the steps of older ones.
+
+    Raises:
+      UserError: if there are checkpoints, but none can be read.
     """
     steps = _steps(folder)
     for number, step in enumerate(steps):
         damage = _damage(_prefix(folder, step))
         if damage is None:
             return step, steps[number + 1 :]
-        logging.warning("passing over the checkpoint %s, which cannot be read: %s", _prefix(folder, step), damage)
+        logging.warning("skipping the checkpoint %s, which cannot be read: %s", _prefix(folder, step), damage)
     if steps:
         raise UserError(
             f"none of the {len(steps)} checkpoint(s) in {folder} can be read; use another --workdir to start anew, or "
@@ -76,20 +77,20 @@ def _readable(folder: str) -> tuple[int | None, list[int]]:
 
 
 def exists(workdir: str) -> bool:
-    """Whether a workdir has checkpoints, whatever their state."""
+    """Whether a workdir has checkpoints, readable or not."""
     return bool(_steps(os.path.join(workdir, _FOLDER)))
 
 
 def latest_step(workdir: str) -> int | None:
-    """Returns the step of a workdir's newest checkpoint, whatever its state; None where it has none."""
+    """Returns the step of a workdir's newest checkpoint, readable or not; None if it has none."""
     return next(iter(_steps(os.path.join(workdir, _FOLDER))), None)
 
 
 def newest(workdir: str) -> str | None:
-    """Returns the newest checkpoint of a workdir that is whole, None where it has none.
+    """Returns the path of a workdir's newest checkpoint that can be read whole; None if it has no checkpoints.
 
     Raises:
-      UserError: where there are checkpoints, but none can be read.
+      UserError: if there are checkpoints, but none can be read.
     """
     folder = os.path.join(workdir, _FOLDER)
     step, _ = _readable(folder)
@@ -97,33 +98,33 @@ def newest(workdir: str) -> str | None:
 
 
 class Checkpoints:
-    """A run's own checkpoints."""
+    """Saves and restores the checkpoints of a run."""
 
     def __init__(self, workdir: str, items: dict[str, tf.Module], *, keep: int, chief: bool = True):
-        """Looks after `workdir`/checkpoints.
+        """Prepares to save to `workdir`/checkpoints.
 
         Args:
           workdir: folder of the run.
-          items: what to save, by name.
-          keep: how many of the newest to keep.
-          chief: whether this process's files are the ones that count. Saving is a collective act of all workers, but
-            what the others write is thrown away.
+          items: objects to save, by name.
+          keep: number of newest checkpoints to keep.
+          chief: whether this process writes the checkpoints that are kept. All workers have to take part in saving, but
+            the others' files are thrown away.
         """
-        # `write` and `read` leave out TensorFlow's count of saves, so that a checkpoint does not tell how often its run
-        # was interrupted.
+        # `write` and `read`, unlike `save` and `restore`, leave out TensorFlow's count of saves. A checkpoint therefore
+        # has the same bits however often its run was interrupted.
         self._checkpoint = tf.train.Checkpoint(**items)
         self._folder = os.path.join(workdir, _FOLDER)
         self._keep, self._chief = keep, chief
         self._good: list[int] = []
 
     def save(self, step: int) -> str:
-        """Saves everything as of `step` steps taken, then deletes what is older than the newest few.
+        """Saves a checkpoint after `step` steps, then deletes all but the newest few.
 
         Returns:
           The checkpoint's path.
 
         Raises:
-          UserError: where it cannot be written; the checkpoints before it are still there.
+          UserError: if it cannot be written; earlier checkpoints are still there.
         """
         if not self._chief:
             with tempfile.TemporaryDirectory() as folder:
@@ -153,16 +154,16 @@ class Checkpoints:
         return path
 
     def _write_list(self, steps: list[int]) -> None:
-        """Writes the file by which `tf.train.latest_checkpoint` finds the newest checkpoint."""
+        """Writes the file in which `tf.train.latest_checkpoint` looks up the newest checkpoint."""
         lines = [f'model_checkpoint_path: "step-{steps[0]}"']
         lines += [f'all_model_checkpoint_paths: "step-{step}"' for step in reversed(steps)]
         write_text(os.path.join(self._folder, "checkpoint"), "\n".join(lines) + "\n")
 
     def _remove(self, steps: set[int] | None) -> None:
-        """Removes the files of some steps, or (None) of all not to be kept: older, unreadable or half-written."""
+        """Removes the files of these steps; with None, of all checkpoints but the good ones, and half-written files."""
         try:
             names = [name.rstrip("/") for name in tf.io.gfile.listdir(self._folder)]
-            # The index goes first: what has none is no checkpoint.
+            # The index goes first: after a kill in between, the rest does not count as a checkpoint.
             for name in sorted(names, key=lambda name: not name.endswith(".index")):
                 match = _OWN_FILE.fullmatch(name)
                 if not match or (int(match[1]) in self._good if steps is None else int(match[1]) not in steps):
@@ -173,11 +174,11 @@ class Checkpoints:
             logging.warning("cannot remove old checkpoints in %s: %s", self._folder, first_line(error))
 
     def resume(self) -> str | None:
-        """Restores the newest checkpoint that is whole; returns its path, or None where there is none.
+        """Restores the newest checkpoint that can be read whole; returns its path, or None if there are no checkpoints.
 
         Raises:
-          UserError: when there are checkpoints, but none of them can be read, or the newest that can is of another run;
-            nothing is overwritten then.
+          UserError: if there are checkpoints, but none can be read, or the newest readable one is another run's.
+            Nothing is overwritten then.
         """
         step, older = _readable(self._folder)
         if step is None:
@@ -197,7 +198,7 @@ class Checkpoints:
 
 
 def _tree(items: dict[str, Any]) -> tf.train.Checkpoint:
-    """Returns an object that has each item at its path."""
+    """Returns a checkpoint object that holds each item at its path, such as "memory/queue"."""
     here: dict[str, Any] = {}
     below: dict[str, dict[str, Any]] = {}
     for path, item in items.items():

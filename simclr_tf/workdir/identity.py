@@ -1,9 +1,9 @@
-"""What makes a run this run: a workdir with checkpoints goes on only as what it was.
+"""The identity of a run: a workdir with checkpoints can only be resumed as the same run.
 
-A change that would alter a single step is refused by name: the network, the data, the batch, the seed, the optimizer,
-the augmentation. What cannot alter one is free: strategy and number of devices, where the data lie, how often to save,
-to record and to look. The length may grow: `run.json` keeps the earlier lengths and the steps up to which they held, so
-that the learning rate of every step stays known.
+Settings that affect a step must not change: network, data, batch, seed, optimizer, augmentation. A change is refused by
+name. Settings that affect no step are free: the strategy, the number of devices, the place of the data, how often to
+save, record and draw. The run may get longer. `run.json` keeps its earlier lengths and the steps up to which they held,
+so that every step's learning rate stays known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from simclr_tf.workdir import checkpoints, records
 from simclr_tf.workdir.networks import read_architecture
 
 RUN = "run.json"
-# Settings that change no step.
+# Settings that affect no step.
 _HARMLESS = {
     "train.board_images",
     "train.checkpoint_every_steps",
@@ -34,9 +34,9 @@ _HARMLESS = {
     "Pretrain.nt_xent",
     "ResNet.remat",
 }
-# Facts that may differ: the length may grow, and what a run started from may have gone on.
+# Facts that may differ: the run may get longer, and the run that it started from may have been trained further.
 _LOOSE = {"steps", "epochs", "earlier_lengths", "init_from_step"}
-# Settings that the facts tell better: a number of epochs or "auto" may stand for the same as something else.
+# Settings that the facts hold in resolved form: different settings, such as epochs and steps, can mean the same.
 _RESOLVED = {"train.epochs", "train.global_batch_size", "train.precision", "train.seed", "train.steps"}
 
 
@@ -44,15 +44,15 @@ def identify(settings: dict[str, str], **facts: Any) -> dict[str, Any]:
     """Returns what `run.json` holds.
 
     Args:
-      settings: name -> value as text, of all that was set, defaults included.
-      **facts: batch, steps, seed and the like, as plain values.
+      settings: name -> value as text, of all settings, including defaults.
+      **facts: batch size, steps, seed and the like, as plain values.
     """
     kept = {name: settings[name] for name in sorted(settings) if name not in _HARMLESS | _RESOLVED}
     return {**facts, "settings": kept}
 
 
 def _unlike(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Where two descriptions, parts within parts, disagree; what only one of them knows of is no disagreement."""
+    """Lists where two nested descriptions differ, ignoring keys that only one of them has."""
     both = sorted(there.keys() & here.keys())
     lines = []
     for name in both:
@@ -64,7 +64,7 @@ def _unlike(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _tell_teachers_by_weights(sides: list[dict[str, Any]]) -> None:
-    """Forgets where a teacher lies, which both sides may spell as they like, where its fingerprint is known."""
+    """Drops teachers' paths if both have fingerprints, because a teacher may have moved; else drops fingerprints."""
     teachers = [side.get("teacher") for side in sides]
     if not all(isinstance(teacher, dict) for teacher in teachers):
         return
@@ -74,12 +74,12 @@ def _tell_teachers_by_weights(sides: list[dict[str, Any]]) -> None:
 
 
 def lengthen(identity: dict[str, Any], before: dict[str, Any], step: int) -> bool:
-    """Adds to a run's identity the lengths that it had before, of which `identity["earlier_lengths"]` is a list.
+    """Adds the run's earlier lengths to its identity, as the list `identity["earlier_lengths"]`.
 
     Args:
-      identity: of the run as asked for now.
-      before: what `run.json` says; see `check`.
-      step: how many steps were taken.
+      identity: identity of the run as asked for now.
+      before: content of `run.json`; see `check`.
+      step: number of steps taken.
 
     Returns:
       Whether the run is longer than before.
@@ -87,7 +87,7 @@ def lengthen(identity: dict[str, Any], before: dict[str, Any], step: int) -> boo
     longer = "steps" in before and before["steps"] < identity["steps"]
     earlier = before.get("earlier_lengths", [])
     if longer:
-        # From an older checkpoint than the last one, the steps that are taken again are the longer run's.
+        # After resuming from an older checkpoint, the steps taken again belong to the longer run.
         earlier = [{**length, "until_step": min(length["until_step"], step)} for length in earlier]
         epochs = before["steps"] * before["global_batch_size"] / before["num_examples"]
         earlier.append({"until_step": step, "steps": before["steps"], "epochs": before.get("epochs", epochs)})
@@ -97,20 +97,20 @@ def lengthen(identity: dict[str, Any], before: dict[str, Any], step: int) -> boo
 
 
 def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Refuses to go on with another run, and returns what `run.json` says: nothing where no run goes on.
+    """Refuses to resume a different run; otherwise returns the content of `run.json`, empty for a new run.
 
     Args:
-      workdir: may have checkpoints; without any, everything is allowed, unless they were deleted after the end.
-      description: what the stage says of itself, as in `architecture.json`.
-      identity: see `identify`.
+      workdir: folder of the run. Without checkpoints it accepts any run, unless it has the results of a finished one.
+      description: description of the stage, as in `architecture.json`.
+      identity: identity of the run as asked for now; see `identify`.
 
     Raises:
-      UserError: naming every difference.
+      UserError: if the runs differ; the message names every difference.
     """
     if not checkpoints.exists(workdir):
         if tf.io.gfile.exists(os.path.join(workdir, records.RESULT)):
             raise UserError(
-                f"--workdir={workdir} holds the results of a finished run, but no checkpoint of it any more; use a new "
+                f"--workdir={workdir} holds the results of a finished run, but its checkpoints are gone; use a new "
                 "--workdir"
             )
         return {}

@@ -1,7 +1,7 @@
-"""Which splits of an earlier run's data a new one takes over.
+"""Decides which splits a new run inherits from an earlier run.
 
-Splits of other data mean nothing, and a split that holds what is measured would be learnt by heart with its labels. For
-both the new run's own settings hold instead, which is said.
+Splits of another data set mean nothing. A split that holds evaluation images would let the network memorize their
+labels. In both cases the new run's own settings apply instead, and the user is told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from simclr_tf.data.sources import overlap
 from simclr_tf.settings import gin_config
 
 _SPLITS = ("Data.train_split", "Data.eval_split")
-# What else means something for the same data alone.
+# Settings that only make sense for the same data.
 _OF_THE_DATA = (*_SPLITS, "Data.group_by", "Data.bit_depth")
 _WITH_LABELS = ("finetune", "linear_eval", "supervised", "knn")
 
@@ -24,17 +24,17 @@ _WITH_LABELS = ("finetune", "linear_eval", "supervised", "knn")
 def settle(
     parse: Callable[[list[str]], None], inherited: Sequence[str], *, mode: str, flag: str, data_dir: str | None
 ) -> list[str]:
-    """Takes splits that should not be inherited out of the configuration.
+    """Removes splits that should not be inherited from the configuration.
 
     Args:
-      parse: makes the configuration with what is inherited; it has been made with all of it.
+      parse: function that parses the configuration again with the given inherited bindings; so far it has all of them.
       inherited: bindings that follow from an earlier run.
-      mode: what the new run does.
-      flag: where the earlier run was named.
-      data_dir: where data sets lie.
+      mode: mode of the new run.
+      flag: flag that names the earlier run.
+      data_dir: folder of the data sets.
 
     Returns:
-      Lines to say.
+      Lines to tell the user.
     """
     texts = dict(text.partition(" = ")[::2] for text in inherited)
     mine = [name for name in _OF_THE_DATA if gin_config.is_inherited(name)]
@@ -73,7 +73,7 @@ def _told(before: Data, why: str) -> list[str]:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two sources are the same data, as far as their names tell."""
+    """Whether two sources are the same data, judging by their names."""
     paths = [spec.partition(":")[2] for spec in (one, other)]
     folders = all(spec.startswith("folder:") and "://" not in spec for spec in (one, other))
     return one == other or (folders and len({os.path.realpath(os.path.expanduser(path)) for path in paths}) == 1)
@@ -84,8 +84,8 @@ def _learns_labels(mode: str) -> bool:
 
 
 def _overlap(data: Data, data_dir: str | None) -> overlap.Overlap | None:
-    """What a run with such data would train on and measure; None where that cannot be known."""
+    """Returns the overlap of the train and eval splits; None if it cannot be known."""
     try:
         return overlap.between(data.open(data.train_split, data_dir), data.open(data.eval_split, data_dir), labels=True)
-    except UserError:  # For the run itself to say.
+    except UserError:  # The run itself reports this.
         return None

@@ -1,8 +1,8 @@
-"""One run a workdir.
+"""The lock on a workdir, so that only one run writes there.
 
-On a local folder the operating system's file lock does it, which ends with its process however that ends. Elsewhere
-(a bucket) the run keeps a lease: a file that it rewrites every few seconds. Whoever finds one watches it: a lease that
-changes has a living owner, one that stays the same for long enough has not. No clocks are compared.
+In a local folder the lock is the operating system's file lock, which ends with its process however that ends. Elsewhere
+(in a bucket) it is a lease: a file that the run rewrites every few seconds. A process that finds a lease watches it. If
+the lease changes, its owner is alive; if it stays the same for long enough, the owner is dead. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOCK = "lock.json"
 
 
 def _local(workdir: str) -> str | None:
-    """The folder's path for the operating system, None where it lies elsewhere."""
+    """Returns the folder's path for the operating system, or None if it is not a local folder."""
     if workdir.startswith("file://"):
         return workdir[len("file://") :]
     return None if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", workdir) else workdir
@@ -51,15 +51,15 @@ def _parse(text: str) -> dict:
 
 
 class WorkdirLock:
-    """Keeps a workdir for this process while it is entered."""
+    """Context manager that holds a workdir for this process."""
 
     def __init__(self, workdir: str, *, beat_seconds: float = 15.0, stale_seconds: float = 60.0):
         """Prepares the lock.
 
         Args:
-          workdir: the folder, made if it is not there.
-          beat_seconds: time between two signs of life, where the file system has no locks.
-          stale_seconds: a lease without a sign of life for so long is given up.
+          workdir: folder of the run; created if it does not exist.
+          beat_seconds: seconds between two heartbeats of a lease.
+          stale_seconds: seconds without a heartbeat after which a lease counts as abandoned.
         """
         self._workdir = workdir
         self._path = os.path.join(workdir, LOCK)
@@ -72,10 +72,10 @@ class WorkdirLock:
         self._lost: str | None = None
 
     def __enter__(self) -> WorkdirLock:
-        """Takes the workdir.
+        """Takes the lock.
 
         Raises:
-          UserError: where another run has it, or it cannot be written to.
+          UserError: if another run has it, or the workdir cannot be written to.
         """
         try:
             tf.io.gfile.makedirs(self._workdir)
@@ -88,7 +88,7 @@ class WorkdirLock:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        """Gives it up. The file of a file lock stays: removing it would let two runs lock two files of one name."""
+        """Releases the lock. A locked file is not deleted: otherwise two runs could lock two files of the same name."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -100,27 +100,27 @@ class WorkdirLock:
                 if self._read_lease().get("token") == self._token:
                     tf.io.gfile.remove(self._path)
             except tf.errors.OpError:
-                pass  # The bucket is gone; the lease is given up all the same, once it is stale.
+                pass  # The bucket is unreachable. The lease will be stale soon, which also releases it.
 
     def check(self) -> None:
-        """To be called before what another owner must not see overwritten.
+        """Checks that the lock still holds; call this before overwriting files that a new owner may have written.
 
         Raises:
-          UserError: where another run took the workdir over, because no sign of life reached it for too long.
+          UserError: if another run took over the workdir, because it saw no heartbeat for too long.
         """
         if self._thread is not None:
-            with contextlib.suppress(tf.errors.OpError):  # A bucket that is away for a while.
+            with contextlib.suppress(tf.errors.OpError):  # The bucket may be unreachable for a while.
                 self._notice(self._read_lease())
         if self._lost is not None:
             raise UserError(self._lost)
 
     @property
     def lost(self) -> bool:
-        """Whether another run was found to have taken the workdir over."""
+        """Whether another run is known to have taken over the workdir."""
         return self._lost is not None
 
     def _take_file_lock(self) -> bool:
-        """Returns False where the file system has no locks (some network ones)."""
+        """Locks the file; returns False if the file system has no locks, as some network ones."""
         path = os.path.join(_local(self._workdir), LOCK)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -139,13 +139,13 @@ class WorkdirLock:
             os.ftruncate(file, 0)
             os.write(file, json.dumps(_owner()).encode())
         except OSError:
-            pass  # A full disk. The lock holds without a name in it; who holds it is for messages only.
+            pass  # The disk is full. The lock holds all the same: the owner's name is only for messages.
         return True
 
     def _read_lease(self) -> dict:
         try:
             with tf.io.gfile.GFile(self._path) as file:
-                # Not all of "the file": how long that is may be some seconds old, and the lease has grown since.
+                # `read()` would stop at a cached file size that may be seconds old, and the lease grows.
                 return _parse(file.read(4096))
         except tf.errors.NotFoundError:
             return {}
@@ -158,8 +158,8 @@ class WorkdirLock:
         found = self._read_lease()
         if found and not self._is_dead(found):
             print(
-                f"--workdir={self._workdir} was taken by process {found.get('pid')} on {found.get('host')}; watching "
-                f"for {self._stale_seconds:g}s whether it is alive",
+                f"--workdir={self._workdir} was taken by process {found.get('pid')} on {found.get('host')}; checking "
+                f"for {self._stale_seconds:g}s whether that process is alive",
                 file=sys.stderr,
                 flush=True,
             )
@@ -172,7 +172,7 @@ class WorkdirLock:
                 if now != found:
                     raise _in_use(self._workdir, now)
         self._write_lease()
-        # Of several that write at the same moment the last one stays.
+        # If several processes write at the same moment, the last one has the lease.
         time.sleep(min(1.0, self._beat_seconds / 4))
         now = self._read_lease()
         if now.get("token") != self._token:
@@ -182,7 +182,7 @@ class WorkdirLock:
 
     @staticmethod
     def _is_dead(owner: dict) -> bool:
-        """Whether the owner was a process of this machine that is no more; False where this cannot be known."""
+        """Whether the owner was a process on this machine that has ended; False if this cannot be known."""
         if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
             return False
         try:
@@ -194,7 +194,7 @@ class WorkdirLock:
         return False
 
     def _notice(self, lease: dict) -> None:
-        """Remembers whose lease this is where it is another's."""
+        """Notes a lost lock if the lease is another run's."""
         if lease and lease.get("token") != self._token:
             self._lost = str(_in_use(self._workdir, lease))
 
@@ -206,4 +206,4 @@ class WorkdirLock:
                     return
                 self._write_lease()
             except (UserError, tf.errors.OpError):
-                continue  # A bucket may be away for a while; whoever waits for it gives up later than this.
+                continue  # The bucket may be unreachable for a while; the next heartbeat tries again.

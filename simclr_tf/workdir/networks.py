@@ -1,4 +1,4 @@
-"""Networks in other runs' workdirs: loaded whole, or part by part into a network that is there."""
+"""Loads networks from other runs' workdirs: a whole network, or the parts that fit an existing one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from simclr_tf.workdir.checkpoints import _UNREADABLE, _tree, newest
 
 
 def read_architecture(path: str, flag: str) -> dict:
-    """Reads what a workdir says of its network.
+    """Reads a workdir's `architecture.json`.
+
+    Args:
+      path: workdir of a run.
+      flag: flag that `path` was given with, for messages.
 
     Raises:
-      UserError: where `path` is not a workdir of this project.
+      UserError: if `path` is not the workdir of a run, or the file is damaged.
     """
     file = os.path.join(path, records.ARCHITECTURE)
     if not tf.io.gfile.exists(file):
@@ -29,7 +33,7 @@ def read_architecture(path: str, flag: str) -> dict:
         raise UserError(f"{flag}={path} is not the workdir of a run ({found}); give the --workdir of an earlier run")
     try:
         description = read_json(file)
-        description["network"]["encoder"], dict(description["data"])  # Looked up to see whether they are there.
+        description["network"]["encoder"], dict(description["data"])  # Checks that they are there.
         return description
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -40,19 +44,20 @@ def read_architecture(path: str, flag: str) -> dict:
 def initialize(
     items: dict[str, Any], init_from: str, *, required: tuple[str, ...], misfit: Callable[[str, dict], list[str]]
 ) -> tuple[set[str], list[str]]:
-    """Takes from another run what fits.
+    """Restores the items that fit from another run.
 
     Args:
-      items: what receives values, by its path in a checkpoint, such as "head" or "memory/queue".
-      init_from: a workdir with a checkpoint.
-      required: items that must fit.
-      misfit: takes an item's path and the other run's `architecture.json`; returns why the values do not fit.
+      items: objects that receive values, by path in the checkpoint, such as "head" or "memory/queue".
+      init_from: workdir of the other run; needs a checkpoint.
+      required: paths of the items that must fit.
+      misfit: function of an item's path and the other run's `architecture.json` that lists why the item does not fit.
 
     Returns:
-      The paths of what was taken, and the lines of a table of what was restored, skipped and starts anew, and why.
+      The paths of the restored items, and the lines of a table: what was restored, what was skipped, what starts anew
+      and why.
 
     Raises:
-      UserError: when a required item is missing or of another architecture, naming both sides.
+      UserError: if a required item is missing or has another architecture; the message names both sides.
     """
     description = read_architecture(init_from, "--init_from")
     path = newest(init_from)
@@ -76,10 +81,10 @@ def initialize(
 
 
 def read_matched(items: dict[str, Any], path: str) -> None:
-    """Gives every variable of `items` (by path) its value from a checkpoint, or fails; leaves other values there."""
+    """Restores every variable of `items` (by path) from a checkpoint, or fails; ignores other values there."""
     status = _tree(items).read(path)
     status.assert_existing_objects_matched()
-    # All that is wanted was found, so what is left over (the optimizer, other parts) is no news.
+    # Everything asked for was found; this silences the warnings about the rest (the optimizer, other parts).
     status.expect_partial()
 
 
@@ -99,24 +104,24 @@ def _table(shapes: dict[str, list[int]], taken: set[str], anew: dict[str, list[s
 def load_network(
     workdir: str, *, precision: str = "float32", flag: str = "--workdir", momentum: bool = False
 ) -> tuple[Network, dict, str]:
-    """Loads the network that a run trained; to be called inside a strategy's scope.
+    """Loads the network that a run trained; call this in the strategy's scope.
 
     Args:
       workdir: folder of the run, of any stage.
-      precision: to compute in.
-      flag: what `workdir` was given as, for messages.
-      momentum: load the moving average that a memory keeps instead. It has no classifier: that was trained on the
-        online network.
+      precision: precision to compute in.
+      flag: flag that `workdir` was given with, for messages.
+      momentum: whether to load the memory's momentum network instead. It has no classifier, because that was trained on
+        the online network.
 
     Returns:
-      The network, all of `architecture.json`, and the checkpoint's path.
+      The network, the content of `architecture.json`, and the checkpoint's path.
 
     Raises:
-      UserError: where there is none, or it cannot be read.
+      UserError: if there is no network, or it cannot be read.
     """
     description = read_architecture(workdir, flag)
     if description.get("assumed"):
-        logging.warning("%s=%s: it is assumed that %s", flag, workdir, description["assumed"])
+        logging.warning("%s=%s: assuming that %s", flag, workdir, description["assumed"])
     path = newest(workdir)
     if path is None:
         raise UserError(f"{flag}={workdir} has no checkpoint; let its run reach one first, or give another")

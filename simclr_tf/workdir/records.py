@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, throughput.jsonl, result.json, TensorBoard."""
+"""The records of a run: metrics.jsonl, throughput.jsonl, result.json, TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from simclr_tf.workdir import tensorboard
 from simclr_tf.workdir.tensorboard import board_writer
 
 METRICS, THROUGHPUT, RESULT, ARCHITECTURE = "metrics.jsonl", "throughput.jsonl", "result.json", "architecture.json"
-
-
 _LEFTOVER = re.compile(r".*\.(json|jsonl|gin|png|html|txt|tsv|pbtxt)\.\d+\.tmp|checkpoint\.\d+\.tmp|\.writable\.\d+")
 
 
 def remove_leftovers(workdir: str) -> None:
-    """Removes what killed processes left half-written aside; for the one process that may write here."""
+    """Removes temporary files of killed processes; only for the process that holds the workdir's lock."""
     for folder in (workdir, os.path.join(workdir, "checkpoints"), os.path.join(workdir, "tensorboard")):
         with contextlib.suppress(tf.errors.OpError):
             for name in tf.io.gfile.listdir(folder):
@@ -27,7 +25,7 @@ def remove_leftovers(workdir: str) -> None:
 
 
 def set_aside_result(workdir: str, steps: int) -> None:
-    """Renames the result of a run that goes on after its first length, so that it is not taken for the whole run's."""
+    """Renames the result of a run that gets longer, so that it is not mistaken for the longer run's."""
     path = os.path.join(workdir, RESULT)
     with writing(workdir):
         if tf.io.gfile.exists(path):
@@ -35,24 +33,24 @@ def set_aside_result(workdir: str, steps: int) -> None:
 
 
 class Records:
-    """A run's records in its workdir.
+    """Writes a run's records to its workdir.
 
-    `metrics.jsonl` holds what the seed determines, each recorded step once, also after a restart; what depends on the
-    machine and the hour (images per second, waiting) goes to `throughput.jsonl`.
+    `metrics.jsonl` holds values that the seed determines, each recorded step once, even after a restart. Values that
+    depend on the machine and the hour (images per second, waiting) go to `throughput.jsonl`.
     """
 
     def __init__(self, workdir: str, *, first_step: int, num_steps: int, every_steps: int, constants: dict[str, float]):
-        """Opens the records to continue at `first_step`; what was recorded of it and later steps is dropped.
+        """Opens the records to continue at `first_step`; drops earlier records of this and later steps.
 
         Args:
           workdir: folder of the run.
-          first_step: the next step's number.
-          num_steps: of the whole run; the last one is always recorded.
-          every_steps: records steps whose number divides by this.
-          constants: added to every record of metrics.
+          first_step: number of the next step.
+          num_steps: number of steps of the whole run; the last one is always recorded.
+          every_steps: interval of the recorded steps.
+          constants: values to add to every record of the metrics.
 
         Raises:
-          UserError: where the file system refuses; `add`, `flush` and `close` likewise.
+          UserError: if the files cannot be written; `add`, `flush` and `close` likewise.
         """
         self._workdir, self._every_steps, self._constants = workdir, every_steps, constants
         self._last_step = num_steps - 1
@@ -69,7 +67,7 @@ class Records:
         return tf.io.gfile.GFile(path, "a")
 
     def add(self, first_step: int, records: list[dict[str, float]], throughput: dict[str, float]) -> None:
-        """Records consecutive steps and how fast they went."""
+        """Records consecutive steps and their speed."""
         last = first_step + len(records) - 1
         with writing(self._workdir):
             for step, record in enumerate(records, start=first_step):
@@ -79,10 +77,10 @@ class Records:
             self._lines[THROUGHPUT].append(json_line({"step": last, **throughput}))
             self._waiting += [(f"throughput/{name}", value, last) for name, value in throughput.items()]
             if "://" not in self._workdir:
-                self._hand_on()
+                self._write_waiting()
 
-    def _hand_on(self) -> None:
-        """Gives the files and TensorBoard what waits for them; a remote file is uploaded whole each time."""
+    def _write_waiting(self) -> None:
+        """Writes waiting records to the files and to TensorBoard; each flush of a remote file uploads all of it."""
         for name, lines in self._lines.items():
             self._files[name].write("".join(lines))
             lines.clear()
@@ -92,27 +90,27 @@ class Records:
         self._waiting = []
 
     def last(self) -> dict[str, float]:
-        """Returns the run's last record, without the constants; to be called after its last step."""
+        """Returns the run's last record without the constants; call this after the last step."""
         row = read_lines(os.path.join(self._workdir, METRICS))[-1]
         return {name: value for name, value in row.items() if name != "step" and name not in self._constants}
 
     def total(self, name: str) -> float:
-        """Returns the sum of a number of `throughput.jsonl` over the whole run, interruptions and all."""
+        """Returns the sum of a value of `throughput.jsonl` over the whole run, with all its interruptions."""
         return float(sum(row.get(name, 0.0) for row in read_lines(os.path.join(self._workdir, THROUGHPUT))))
 
     def flush(self) -> None:
-        """Brings everything to disk; called before a checkpoint, which must never be ahead of its records."""
+        """Writes everything to disk; called before each checkpoint, which must never be ahead of the records."""
         with writing(self._workdir):
-            self._hand_on()
+            self._write_waiting()
             for file in self._files.values():
                 file.flush()
             self._board.flush()
 
     def close(self, *, write: bool = True) -> None:
-        """Closes the files; with `write` off without what waits, as they are another run's by now."""
+        """Closes the files; with `write` off, drops waiting records, because the files belong to another run by now."""
         with writing(self._workdir):
             if write:
-                self._hand_on()
+                self._write_waiting()
             for file in self._files.values():
                 file.close()
             self._board.close()

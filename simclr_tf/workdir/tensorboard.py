@@ -1,7 +1,7 @@
-"""TensorBoard's files, written without the tensorboard package, which TensorFlow no longer brings along (2.21).
+"""Writes TensorBoard's files without the tensorboard package, which TensorFlow 2.21 no longer depends on.
 
-Each value goes with the name of the TensorBoard page that shows it, as tensorboard/plugins/{scalar,image}/summary_v2.py
-have it. To be called with a writer as the default one.
+Each value carries the name of the TensorBoard plugin that shows it, as in
+tensorboard/plugins/{scalar,image}/summary_v2.py. The functions write to the default summary writer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def image(name: str, picture: tf.Tensor, *, step: int) -> None:
     """Writes one picture.
 
     Args:
-      name: its tag.
+      name: tag of the picture.
       picture: [H, W, 3] uint8, or float32 in [0, 1].
-      step: when it was taken.
+      step: step to show it at.
     """
     encoded = tf.io.encode_png(tf.image.convert_image_dtype(picture, tf.uint8, saturate=True))
     size = [str(picture.shape[1]), str(picture.shape[0])]
@@ -37,11 +37,11 @@ def image(name: str, picture: tf.Tensor, *, step: int) -> None:
 
 
 def board_writer(folder: str, **settings) -> tf.summary.SummaryWriter:
-    """Opens a file of TensorBoard's.
+    """Opens an event file in `folder`.
 
-    Where each flush uploads the whole file again, as to a bucket, many events make one.
+    In a bucket, each flush uploads the whole file again, so the writer flushes rarely.
     """
     if "://" in folder:
-        # Half an hour at most: a thousand times more, in the microseconds that TensorFlow counts, is no int32.
+        # Half an hour is the maximum: TensorFlow multiplies by 1,000 to get microseconds, in an int32.
         settings.update(max_queue=2**30, flush_millis=2_000_000)
     return tf.summary.create_file_writer(folder, **settings)

@@ -193,7 +193,7 @@ def test_what_was_assumed_is_said_whenever_the_classifier_is_used(published, tmp
         caplog.clear()
         done = simclr(*arguments)
         assert done.code == 0, done.err
-        assert "it is assumed that the classifier reads head layer 1" in caplog.text, arguments
+        assert "assuming that the classifier reads head layer 1" in caplog.text, arguments
     assert "reads head layer 1" in json.loads((run / "eval.json").read_text())["assumed"]
     chosen = simclr("--mode=convert", f"--source={published}", f"--workdir={tmp_path / 'other'}", layer_0)
     assert "reads the encoder's output (as asked)" in chosen.out

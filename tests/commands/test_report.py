@@ -115,7 +115,7 @@ def test_tensorboard_has_pictures_and_a_projector(runs, tmp_path):
             event = event_pb2.Event.FromString(record)
             shown += [(value.tag, event.step, value.tensor.string_val) for value in event.summary.value]
     tags = [(tag, step) for tag, step, _ in shown]
-    assert tags == [("what training sees", 0), *(("nearest neighbours", step) for step in (1, 2, 3))]
+    assert tags == [("what training sees", 0), *(("nearest neighbors", step) for step in (1, 2, 3))]
     for _, _, (width, height, png) in shown:
         image = tf.io.decode_png(png)
         assert image.shape == (int(height), int(width), 3)

@@ -306,7 +306,7 @@ def test_a_teacher_names_classes_that_are_only_numbered(monkeypatch):
         ({"alpha": 0.0}, "Distill.alpha is 0.0"),
         ({"alpha": 1.5}, "Distill.alpha is 1.5"),
         ({"temperature": 0}, "Distill.temperature is 0"),
-        ({"data": Noise(("a", "b"))}, "the teacher tells 3 classes apart, but noise has 2"),
+        ({"data": Noise(("a", "b"))}, "the teacher has 3 classes, but noise has 2"),
         ({"data": Noise(("a", "b", "d"))}, "it says 'c' where the data says 'd'"),
     ],
 )

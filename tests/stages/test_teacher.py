@@ -141,8 +141,8 @@ def test_a_keras_saved_model_teaches(tmp_path, softmax):
 @pytest.mark.parametrize(
     "outputs, shape, dtype, message",
     [
-        (("a", "b"), (None, None, None, 3), tf.float32, r"not clear \(a, b\)"),
-        (("final_avg_pool",), (None, None, None, 3), tf.float32, "no output is .* class scores"),
+        (("a", "b"), (None, None, None, 3), tf.float32, r"which of its outputs are the logits \(a, b\)"),
+        (("final_avg_pool",), (None, None, None, 3), tf.float32, "no output has class scores"),
         (("logits_sup",), (2, 8, 8, 3), tf.float32, "not .batch, height, width, 3. of any batch"),
     ],
 )
@@ -185,7 +185,7 @@ class Wild(tf.Module):
 def test_a_saved_model_that_does_more_than_compute_is_not_loaded(tmp_path):
     mark = tmp_path / "mark"
     tf.saved_model.save(Wild(str(mark)), str(tmp_path / "wild"))
-    with pytest.raises(UserError, match="is not loaded: it reads or writes files .*WriteFile") as error:
+    with pytest.raises(UserError, match="was not loaded: it reads or writes files .*WriteFile") as error:
         load_teacher(str(tmp_path / "wild"))
     assert "\n" not in str(error.value)
     assert not mark.exists()
@@ -203,7 +203,7 @@ def test_assets_outside_of_a_saved_model_are_refused(tmp_path):
 
 def test_a_teacher_of_one_size_teaches_no_other(tmp_path):
     save_foreign(tmp_path, "logits_sup", shape=(None, 24, 24, 3))
-    with pytest.raises(UserError, match="takes images of 24 pixels alone, and Data.image_size is 32"):
+    with pytest.raises(UserError, match="takes images of 24 pixels, but Data.image_size is 32"):
         Distill(Data(), Augment(), lambda **kw: ResNet(10, 0.0625, stem="cifar", **kw), str(tmp_path))
 
 

@@ -294,7 +294,7 @@ def test_a_probe_of_other_classes_starts_anew(whole):
     renamed = {**description, "class_names": ["zebra", *description["class_names"][1:]]}
     assert stage.misfit("classifier", renamed) == ["class 'zebra' there is 'airplane' here"]
     assert stage.misfit("encoder", renamed) == []
-    assert stage.misfit("memory/queue", {**description, "memory": None}) == ["there is no memory there"]
+    assert stage.misfit("memory/queue", {**description, "memory": None}) == ["that run has no memory"]
 
 
 def test_any_setting_that_changes_a_step_is_compared(whole, tmp_path):
@@ -336,7 +336,7 @@ def test_results_whose_checkpoints_are_gone_are_not_written_over(whole, tmp_path
     workdir = copy(whole, tmp_path, without_result=False)
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / records.METRICS).read_bytes()
-    with pytest.raises(UserError, match="holds the results of a finished run, but no checkpoint"):
+    with pytest.raises(UserError, match="holds the results of a finished run, but its checkpoints are gone"):
         run(workdir)
     assert (workdir / records.METRICS).read_bytes() == before
 
