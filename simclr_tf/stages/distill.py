@@ -68,7 +68,7 @@ class Distill(Stage):
           labelled_batch_size: labeled images per step over all replicas, with alpha below 1; None takes as many as
             there are unlabeled ones.
           weight_decay: weight decay of the classifier's kernel; the loss adds half of it times the squared norm.
-          precision: "float32", "bfloat16" or "float64", for student and teacher alike.
+          precision: "float32", "bfloat16" or "float64", for the student and for a teacher from a workdir.
           data_dir: folder of the data sets.
           name: name of the stage in messages and results.
 

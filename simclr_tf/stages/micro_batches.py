@@ -26,12 +26,12 @@ def cut(values: Tensors, count: int) -> Tensors:
     With this stride, micro-batches over all replicas hold the same examples whatever the number of replicas.
     """
 
-    def apart(value: tf.Tensor) -> tf.Tensor:
+    def split(value: tf.Tensor) -> tf.Tensor:
         rows, *shape = value.shape
         parts = tf.reshape(value, [rows // count, count, *shape])
         return tf.transpose(parts, [1, 0, *range(2, len(shape) + 2)])
 
-    return tf.nest.map_structure(apart, values)
+    return tf.nest.map_structure(split, values)
 
 
 def _joined(values: Tensors) -> Tensors:
@@ -128,8 +128,8 @@ def outputs_with_gradient(
             )
             return [total + tf.cast(part, total.dtype) for total, part in zip(sums, gradients)]
 
-        towards = _fold(step, [tf.zeros(variable.shape, variable.dtype) for variable in variables], count)
-        return [None] * len(returns) + list(towards)
+        totals = _fold(step, [tf.zeros(variable.shape, variable.dtype) for variable in variables], count)
+        return [None] * len(returns) + list(totals)
 
     @tf.custom_gradient
     def attach(*tensors: tf.Tensor):

@@ -112,6 +112,7 @@ class Loop:
         self._variables = list(stage.trained_variables)
         self._names: list[str] = []
         self._recent: list[float] = []
+        # On a CPU without XLA, TensorFlow's own kernel gradients of convolutions are slow.
         step = self._cpu_replica_step if on_cpu() and not jit_compile else self._replica_step
         self._replica_step_fn = tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
         self._run = tf.function(self._steps, reduce_retracing=True, autograph=False)
@@ -122,7 +123,7 @@ class Loop:
         `host` is [stop requested, seconds per step] of this process. Their sums over the replicas follow the named
         values in the record, so that they need no all-reduce of their own.
         """
-        batch = {name: self._of_known_size(name, stream) for name, stream in batch.items()}
+        batch = {name: self._with_static_shapes(name, stream) for name, stream in batch.items()}
         seeds = {
             name: randomness.example_seed(self._seed, randomness.stream(f"device/{name}"), step, stream["index"])
             for name, stream in batch.items()
@@ -135,7 +136,7 @@ class Loop:
         record = collectives.all_sum(tf.concat([measured, tf.cast(host, dtype)], axis=0))
         return tf.concat([record[:-2], [tf.cast(rate, dtype)], record[-2:]], axis=0)
 
-    def _of_known_size(self, stream: str, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _with_static_shapes(self, stream: str, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         rows = self._rows.get(stream)
         if rows is None or all(value.shape[0] is not None for value in batch.values()):
             return batch

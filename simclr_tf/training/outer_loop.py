@@ -190,6 +190,7 @@ class _OuterLoop:
     def _record(self, chunk: Chunk) -> None:
         if self._log is not None:
             if chunk.first_step == self._first_step:
+                # gin knows all values in use only after the first step.
                 self._context.settings.save_operative(self._context.workdir)
             self._clock, seconds = time.monotonic(), time.monotonic() - self._clock
             images = len(chunk.records) * self._plan.global_batch_size

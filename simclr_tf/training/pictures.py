@@ -140,8 +140,8 @@ class Pictures:
             sprite[y * small : (y + 1) * small, x * small : (x + 1) * small] = image
         rows = ["class\tname"]
         for i, label in enumerate(self._labels):
-            of_class = self._class_names[label] if self._class_names and label >= 0 else ""
-            rows.append("\t".join(" ".join(text.split()) for text in (of_class, self._file(i))))
+            class_name = self._class_names[label] if self._class_names and label >= 0 else ""
+            rows.append("\t".join(" ".join(text.split()) for text in (class_name, self._file(i))))
         write_text(os.path.join(self._folder, "names.tsv"), "\n".join(rows) + "\n")
         write_bytes(os.path.join(self._folder, "sprite.png"), contact_sheet.png(sprite))
         write_text(

@@ -67,7 +67,8 @@ class Training:
       steps_per_call: steps per call of the compiled loop; None finds a number that takes about a second.
       accumulation_steps: number of parts in which a step's gradient is computed, one after another, for stages whose
         losses allow it. The update is that of the whole batch, except that batch norm sees one part at a time.
-      checkpoint_every_steps: steps between two checkpoints; None saves about once per epoch.
+      checkpoint_every_steps: steps between two checkpoints; None saves once per epoch, and at least every
+        1,000 steps.
       keep_checkpoints: number of newest checkpoints to keep.
       record_every_steps: steps between two records of the metrics.
       eval_batch_size: batch size of the evaluation at the end; None takes the training batch size, 512 at most.
@@ -113,7 +114,7 @@ class Training:
         strategy, replicas = context.strategy, context.strategy.num_replicas_in_sync
         _check_divides("train.global_batch_size", self.global_batch_size, replicas)
         precision = resolve_precision(self.precision)
-        keras.utils.set_random_seed(self.seed % 2**32)
+        keras.utils.set_random_seed(self.seed % 2**32)  # For the initial weights; Keras takes 32 bits.
         with strategy.scope():
             extra = {} if context.teacher is None else {"teacher": context.teacher}
             stage = self.make_stage(precision=precision, data_dir=context.data_dir, **extra)

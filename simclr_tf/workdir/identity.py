@@ -117,8 +117,9 @@ def check(workdir: str, description: dict[str, Any], identity: dict[str, Any]) -
     unlike, there = [], {}
     if tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):
         trained = read_architecture(workdir, "--workdir")
-        apart = ("network", "data")
-        plain = [{name: side[name] for name in side if name not in apart} for side in (trained, description)]
+        # The network is compared part by part below; the settings tell whether the data differ.
+        nested = ("network", "data")
+        plain = [{name: side[name] for name in side if name not in nested} for side in (trained, description)]
         _tell_teachers_by_weights(plain)
         unlike += _unlike(*plain) + _unlike(trained["network"], description["network"])
     path = os.path.join(workdir, RUN)

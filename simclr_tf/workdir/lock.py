@@ -133,7 +133,6 @@ class WorkdirLock:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 return False
             raise
-        os.set_inheritable(file, False)
         self._file = file
         try:
             os.ftruncate(file, 0)
