@@ -60,7 +60,7 @@ WRONG = [
     ([*TINY, "--gin_param=Pretrain.temperature=0.0"], 1, "temperature"),
     ([*TINY, "--gin_param=ProjectionHead.num_layers=5"], 1, "use a whole number from 0 to 4"),
     ([*TINY, "--gin_param=train.global_batch_size=0"], 1, "global_batch_size is 0"),
-    ([*TINY, "--gin_param=train.epochs=2"], 1, "give one of them"),
+    ([*TINY, "--gin_param=train.epochs=2"], 1, "set one of them"),
     ([*TINY, "--gin_param=train.precision='half'"], 1, "'half'"),
     ([*TINY, "--gin_param=Augment.area_min=2"], 1, "area_min is 2"),
     ([*TINY, "--gin_param=WarmupCosine.warmup_fraction=0.1"], 1, "warmup"),

@@ -39,11 +39,11 @@ _COUNTS = ("global_batch_size", "accumulation_steps", "keep_checkpoints", "recor
 def _check_divides(name: str, batch_size: int, replicas: int, accumulation_steps: int = 1) -> None:
     if batch_size % replicas:
         raise UserError(
-            f"{name} is {batch_size} and does not divide over {replicas} replicas; use a multiple of {replicas}"
+            f"{name} is {batch_size}, which does not divide over {replicas} replicas; use a multiple of {replicas}"
         )
     if batch_size // replicas % accumulation_steps:
         raise UserError(
-            f"{name} is {batch_size} over {replicas} replica(s) and does not divide into train.accumulation_steps = "
+            f"{name} is {batch_size} over {replicas} replica(s), which does not divide into train.accumulation_steps = "
             f"{accumulation_steps} parts; use a multiple of {replicas * accumulation_steps}"
         )
 
@@ -102,8 +102,8 @@ class Training:
             checks.whole(f"train.{name}", getattr(self, name), optional=name in _OPTIONAL)
         if (self.epochs is None) == (self.steps is None):
             raise UserError(
-                f"train.epochs is {self.epochs!r} and train.steps {self.steps!r}; give one of them, and None to the "
-                "other"
+                f"train.epochs is {self.epochs!r} and train.steps {self.steps!r}; set one of them, and leave the "
+                "other None"
             )
         checks.number("train.epochs", self.epochs, above=0, optional=True)
         checks.whole("train.board_images", self.board_images, least=0, hint="; 0 for no pictures")
