@@ -158,7 +158,7 @@ def test_other_paths_are_no_teachers(tmp_path, exported, workdir):
         load_teacher(str(tmp_path / "gone"))
     with pytest.raises(UserError, match="neither architecture.json nor saved_model.pb"):
         load_teacher(str(tmp_path))
-    with pytest.raises(UserError, match="features without class logits"):
+    with pytest.raises(UserError, match="features, not class logits"):
         load_teacher(exported["feature_vector"])
     (tmp_path / "saved_model.pb").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be loaded") as error:
