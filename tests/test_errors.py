@@ -328,7 +328,7 @@ def test_an_evaluation_split_without_labels_costs_no_result(tmp_path):
     run = ("--mode=pretrain", f"--workdir={tmp_path}/w", *TINY, *gin(f"Data.source='folder:{tmp_path}/data'", *splits))
     done = simclr(*run)
     assert done.code == 0, done.err
-    assert "has a label: nothing is measured in the end" in done.out
+    assert "has a label: nothing is measured at the end" in done.out
     assert "evaluation" not in json.loads((tmp_path / "w" / "result.json").read_text())
     asked = simclr("--mode=knn", f"--workdir={tmp_path}/w")
     assert asked.code == 1 and "has no labels" in asked.err.splitlines()[-1]

@@ -17,7 +17,7 @@ from simclr_tf.workdir.lock import WorkdirLock
 
 HOLDER = """
 import sys, time
-from simclr_tf.lock import WorkdirLock
+from simclr_tf.workdir.lock import WorkdirLock
 with WorkdirLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
