@@ -95,6 +95,7 @@ def nt_xent(
     loss_2, hit_2, entropy_2 = direction(z2, all2, all1, positives1)
     constant1, constant2 = tf.stop_gradient(z1), tf.stop_gradient(z2)
     alignment = tf.reduce_sum(tf.square(constant1 - constant2), axis=1)
+    # Keys come from the momentum network; uniformity describes the trained network's own projections.
     everything = tf.stop_gradient(all1) if keys is None else collectives.concat(constant1)
     return Contrast(
         loss_1 + loss_2,

@@ -44,7 +44,7 @@ def fixed_padding(kernel_size: int) -> list[list[int]]:
 
 
 def exchange_pays(kernel_shape: tf.TensorShape, positions: int | None, dtype: tf.DType) -> bool:
-    """Returns whether the exchanged kernel gradient is the faster one on a CPU, by measurements.
+    """Returns whether the exchanged kernel gradient is faster on CPUs, as measured in `docs/performance.md`.
 
     Args:
       kernel_shape: [k, k, C, F].
@@ -89,6 +89,7 @@ def exchanged_gradient(inputs: tf.Tensor, gradient: tf.Tensor, *, kernel_size: i
         exchanged = exchange(inputs, gradient)
     else:
         parts = [exchange(inputs[i : i + part], gradient[i : i + part]) for i in range(0, batch, part)]
+        # bfloat16 would round the sum after every part.
         wide = tf.float64 if gradient.dtype == tf.float64 else tf.float32
         exchanged = tf.cast(tf.add_n([tf.cast(part, wide) for part in parts]), gradient.dtype)
     # With a stride, the inputs may end in rows and columns that no window reached; they make surplus rows and columns.
@@ -166,6 +167,7 @@ class Conv(keras.layers.Layer):
         self.kernel = self.add_weight(
             "kernel",
             shape=[self._kernel_size, self._kernel_size, int(input_shape[-1]), self._filters],
+            # As in the published code.
             initializer=keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="truncated_normal"),
         )
         self.bias = self.add_weight("bias", shape=[self._filters], initializer="zeros") if self._use_bias else None

@@ -17,6 +17,7 @@ class ProjectionLayer(keras.layers.Layer):
         self.dense = keras.layers.Dense(
             units,
             use_bias=False,
+            # As in the published code.
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
             dtype=self._dtype_policy,
         )

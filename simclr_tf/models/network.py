@@ -59,7 +59,7 @@ def _head_mismatch(there: dict | None, here: dict) -> list[str]:
     if used_there < used_here:
         return [f"the head has {used_there} layer(s) there, {used_here} are used here"]
 
-    def is_projection(side: dict) -> bool:  # A head's last layer has another form than hidden layers.
+    def is_projection(side: dict) -> bool:  # A head's last layer has no ReLU and no `beta`.
         return 0 < used_here == side["num_layers"]
 
     if is_projection(there) != is_projection(here):
@@ -158,7 +158,7 @@ class Network(tf.Module):
         return self.classifier(outputs[f"head_layer_{self.classifier_layer}"])
 
     def frozen_up_to(self, output: str | None) -> Frozen:
-        """Freezes all layers up to a named output; the classifier always trains.
+        """Returns the layers to freeze: all those up to a named output. The classifier always trains.
 
         Args:
           output: `initial_max_pool`, `block_group1` .. `block_group4`, `final_avg_pool`, `head_layer_1` .., or None to

@@ -224,6 +224,7 @@ class Lamb(Optimizer):
         self.plain = self._make(
             exclude_from_weight_decay=everything, exclude_from_layer_adaptation=everything, **settings
         )
+        # Otherwise Keras would create the slots in the first step, after a checkpoint has been restored.
         for optimizer, members in self._parts():
             optimizer._create_all_weights(members)
 
@@ -247,4 +248,5 @@ class Lamb(Optimizer):
         by_variable = {id(v): g for v, g in zip(self._targets, gradients)}
         for optimizer, members in self._parts():
             pairs = [(by_variable[id(v)], v) for v in members]
+            # The gradients are already summed over the replicas.
             optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
