@@ -1,17 +1,17 @@
 # shellcheck shell=bash source-path=SCRIPTDIR disable=SC2034,SC2153
-# What the scripts share: flags, configuration, gcloud calls, the state of the TPU. To be sourced.
+# Shared by the scripts, which source it: flags, configuration, gcloud calls, the state of the TPU.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
-# Where the project lies on the TPU VM, below the home folder of whoever logs in.
+# The project's folder on the TPU VM, below the user's home folder.
 remote=simclr_tf_project
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 note() { echo "$(basename "$0"): $*" >&2; }
 
 usage() {
-  # The comment at the top of the script, up to the first line that is none.
+  # Prints the comment at the top of the script, up to the first line of code.
   sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
 }
 
@@ -25,7 +25,7 @@ start() {
       --all) [[ ${takes_all:-} ]] || die "--all is for fetch.sh"; ALL=yes ;;
       --config=*) config_path=${1#*=} ;;
       -h | --help) usage; exit 0 ;;
-      *) die "what is $1 for? it takes --print, --config=FILE and --help; see the top of $0" ;;
+      *) die "$1 is unknown; it takes --print, --config=FILE and --help; see the top of $0" ;;
     esac
     shift
   done
@@ -48,7 +48,7 @@ start() {
   host_count=$(hosts)
 }
 
-# Prints a command as one could type it.
+# Prints a command as a user could type it.
 show() { printf '%q ' "$@" | sed 's/ $//'; echo; }
 
 # Runs a command, or prints it under --print.
@@ -56,7 +56,7 @@ run() {
   if [[ $PRINT ]]; then show "$@"; else "$@"; fi
 }
 
-# Machines of a TPU, from its type: the number behind the dash counts cores up to v5p, chips of v5e and v6e.
+# Prints a TPU's number of hosts, from its type. The number after the dash counts chips of v5e and v6e, else cores.
 hosts() {
   local number=${ACCELERATOR_TYPE##*-}
   [[ $number =~ ^[0-9]+$ ]] || die "ACCELERATOR_TYPE=$ACCELERATOR_TYPE; it looks like v3-8 or v5litepod-16"
@@ -66,7 +66,7 @@ hosts() {
   esac
 }
 
-# The TPU software version: with TensorFlow inside for 2.15, a bare one for what pip brings.
+# Prints the TPU software version: an image with TensorFlow for 2.15, a bare one for 2.20, which pip installs.
 runtime_version() {
   if [[ $RUNTIME_VERSION ]]; then
     echo "$RUNTIME_VERSION"
@@ -84,10 +84,10 @@ runtime_version() {
   fi
 }
 
-# described KIND FIELD: a state, in gcloud's words; NONE where there is nothing of the kind.
+# described KIND FIELD: prints a state in gcloud's words; NONE where no such resource exists.
 described() {
   local answer errors
-  # Apart from the answer: gcloud warns of this and that.
+  # Errors go to a file of their own, because gcloud also prints warnings.
   errors=$(mktemp)
   if answer=$(gcloud compute tpus "$1" describe "$NAME" "${place[@]}" --format="value($2)" 2> "$errors"); then
     echo "${answer:-UNKNOWN}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates the TPU of config.sh, at once or (QUEUED=yes) by standing in line, and waits until it is there.
+# Creates the TPU of config.sh, at once or (QUEUED=yes) through Google's queue, and waits until it exists.
 #
 # Usage: create.sh [--print] [--config=FILE]
 #   --print shows the commands without running them.
@@ -19,7 +19,7 @@ fi
 
 state=NONE
 [[ $PRINT ]] || state=$(queue_state)
-# A request that stands in line keeps its place.
+# A request that is in the queue keeps its place.
 [[ $state == NONE ]] && run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${place[@]}" \
   --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$version" ${spot[@]+"${spot[@]}"} ${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"}
 if [[ $PRINT ]]; then

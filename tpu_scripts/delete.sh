@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the TPU, so that it costs nothing more. What is in WORKDIR stays.
+# Deletes the TPU, so that it costs nothing more. WORKDIR stays as it is.
 #
 # Usage: delete.sh [--print] [--config=FILE]
 #   --print shows the command without running it.
@@ -7,7 +7,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 start "$@"
 if [[ $QUEUED == yes ]]; then
-  # With --force the request takes its TPU along.
+  # With --force gcloud deletes the request's TPU, too.
   run gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --force --quiet
 else
   run gcloud compute tpus tpu-vm delete "$NAME" "${place[@]}" --quiet

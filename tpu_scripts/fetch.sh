@@ -2,7 +2,7 @@
 # Copies the run's records and results from WORKDIR to results/NAME in the current folder.
 #
 # Usage: fetch.sh [--all] [--print] [--config=FILE]
-#   --all copies the checkpoints, too.
+#   --all also copies the checkpoints.
 #   --print shows the command without running it.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs what config.sh says on the TPU, to its end: creates and sets up the TPU where there is none, starts the run, watches
-# it, starts it again when it asks for that (exit code 75), and makes a new TPU when this one was taken away.
-# Nothing is lost in between: the run goes on from its last checkpoint in WORKDIR.
+# Runs RUN of config.sh on the TPU until it is finished: creates and sets up the TPU if there is none, starts the run,
+# watches it, starts it again when it asks for that (exit code 75), and makes a new TPU when this one was taken away.
+# The run continues from its last checkpoint in WORKDIR each time.
 #
 # Usage: launch.sh [--print] [--config=FILE]
 #   --print shows the commands of an undisturbed run without running them.
@@ -26,7 +26,7 @@ if [[ $PRINT ]]; then
   exit
 fi
 
-# Ends the watching, and says what goes on costing money.
+# Ends the watching, with a reminder of the TPU's costs.
 leave() {
   note "the TPU $NAME is still there and costs money; delete.sh deletes it"
   exit "$1"
@@ -38,12 +38,12 @@ remove() {
   sleep "$POLL_SECONDS"
 }
 
-# Makes a TPU, as long as one may be had later.
+# Makes a TPU. Returns after a failure that may pass; ends the script after any other.
 create() {
   local errors
   errors=$(mktemp)
   if ! script create.sh 2> >(tee "$errors" >&2); then
-    sleep 0.1  # tee has the last line, too.
+    sleep 0.1  # tee writes the last line.
     if grep -qE 'PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Reauthentication|invalid choice|unrecognized arguments' "$errors"; then
       rm -f "$errors"
       die "asking again will not help; put right what gcloud said"
@@ -54,20 +54,20 @@ create() {
   rm -f "$errors"
 }
 
-# There is no TPU: asks for one, or goes on standing in line.
+# Asks for a TPU where there is none, or keeps the place in the queue.
 request() {
   local queue=NONE
   [[ $QUEUED == no ]] || queue=$(queue_state)
   case $queue in
     UNKNOWN) sleep "$POLL_SECONDS" ;;
-    # An active request without its TPU: somebody deleted that.
+    # ACTIVE without a TPU: somebody deleted the TPU.
     FAILED | SUSPENDED | SUSPENDING | ACTIVE) remove; create ;;
     *) create ;;
   esac
 }
 
 failed_setups=0 renewed=''
-# Until it succeeds the status is unready, and the next look sets up again.
+# Until it succeeds the status is unready, and the next check sets up again.
 set_up() {
   if script setup.sh; then
     failed_setups=0 renewed=yes
@@ -93,7 +93,7 @@ crashes=0 looks=0 state=''
 while :; do
   before=$state
   state=$(tpu_state)
-  # Later it may be the network.
+  # An unknown state at the first check is a wrong configuration; later it may be the network.
   [[ $state$before != UNKNOWN ]] || die "put right what gcloud said, and launch again"
   case $state in
     READY) ;;
@@ -102,12 +102,12 @@ while :; do
       note "the TPU is $state; making a new one"; remove; continue ;;
     *) note "the TPU is $state; waiting"; sleep "$POLL_SECONDS"; continue ;;
   esac
-  # An ssh that fails says nothing of the run: the next look at the TPU's state does.
+  # A failed ssh says nothing about the run; the next check of the TPU's state does.
   status=$(on 0 "$status_command" 2>/dev/null | tail -n 1) || status=unreachable
   case $status in
     running)
       started=yes
-      # What runs for so long is no crash after crash.
+      # A run of this length ends a row of crashes.
       ((++looks < 30)) || crashes=0
       sleep "$POLL_SECONDS" ;;
     "exited 0")
@@ -122,13 +122,13 @@ while :; do
     unready) set_up ;;
     "exited "*)
       code=${status#exited }
-      # 128 and more: ended by a signal, such as 137 by the kernel when memory ran out.
+      # Above 128: a signal ended the run, such as 137 from the kernel when memory ran out.
       if ((code > 128 && ++crashes < MAX_CRASHES)); then
         start_run "signal $((code - 128)) ended it; $crashes of $MAX_CRASHES"
         continue
       fi
       if [[ ! $started ]]; then
-        # It ended before this watch began; whatever was wrong may have been put right in this checkout since.
+        # The run ended before this watch began; the checkout may have been fixed since.
         if [[ $renewed ]]; then start_run "an earlier one ended with $code"; else set_up; fi
         continue
       fi
@@ -136,7 +136,7 @@ while :; do
       on 0 "tail -n 20 simclr_run/log" >&2 || true
       leave "$code" ;;
     *)
-      # Either the host does not answer, or it answers but has nothing on it yet.
+      # Either the host does not answer, or setup has not copied the project to it yet.
       if on 0 true 2>/dev/null; then set_up; else note "$NAME does not answer; waiting"; sleep "$POLL_SECONDS"; fi ;;
   esac
 done

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Runs on each host of the TPU: starts the run, and tells how it goes.
+# Runs on each host of the TPU: starts the run, and reports its status.
 #
 # Usage: remote_run.sh start HOSTS ARGUMENTS...   starts `simclr ARGUMENTS` unless it is running; on host 0 only
-#        remote_run.sh status [ARGUMENTS...]      says: running, exited CODE, lost (it ended without a code), none, or
-#                                                 unready (setup.sh did not end); given arguments, says of a run with
-#                                                 others: another (it is running), or none
-#        remote_run.sh stop                       asks it to save and end, and waits
+#        remote_run.sh status [ARGUMENTS...]      prints: running, exited CODE, lost (it ended without a code), none, or
+#                                                 unready (setup.sh did not end); with arguments, for a run of others:
+#                                                 another (it is running), or none
+#        remote_run.sh stop                       asks the run to save and end, and waits
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=$HOME/simclr_run
 
-# The code is the last thing that a run leaves; its process may outlive it by a moment.
+# A run writes its exit code last; its process may live on for a moment.
 running() {
   local pid
   [[ ! -e $state/code && -r $state/pid ]] && pid=$(<"$state/pid") && kill -0 "$pid" 2>/dev/null
 }
 
-# This host's number. Host 0 leads the others, whose servers (of the TPU's image) do their part.
+# Prints this host's number. Host 0 leads the others, which run the servers of the TPU's image.
 worker() {
   curl -sf -m 5 -H 'Metadata-Flavor: Google' \
     "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes/agent-worker-number" || echo 0
 }
 
-# The library by which TensorFlow talks to the TPU: the environment's own, else the image's.
+# Prints the path of the library by which TensorFlow talks to the TPU: the environment's own, else the image's.
 plugin() {
   local path
   path=$("$HOME/simclr_venv/bin/python" -c 'import libtpu; print(libtpu.get_library_path())' 2>/dev/null) || true
@@ -48,12 +48,12 @@ case ${1:-} in
     printf '%q ' "$@" > "$state/arguments"
     # On a pod the hosts' servers hold the TPU, and this process only talks to them.
     ((hosts > 1)) && export TPU_LOAD_LIBRARY=0
-    # Of a single host TensorFlow loads the TPU as a plugin (PJRT), from where it is told.
+    # On a single host, TensorFlow loads the TPU as a plugin (PJRT) from this path.
     if ((hosts == 1)) && [[ -z ${TF_PLUGGABLE_DEVICE_LIBRARY_PATH:-} ]] && library=$(plugin); then
       export TF_PLUGGABLE_DEVICE_LIBRARY_PATH=$library NEXT_PLUGGABLE_DEVICE_USE_C_API=true
     fi
     cd "$(dirname "$here")"
-    # The code is written whatever ends the run, so that `status` can tell a fault from a host that went down.
+    # The shell writes the code whatever ends the run, so that `status` can tell a fault from a host that went down.
     # shellcheck disable=SC2016
     setsid nohup bash -c '
       state=$1; shift
@@ -62,7 +62,7 @@ case ${1:-} in
       trap "kill -TERM $child" TERM
       code=0
       wait "$child" || code=$?
-      # A signal ends `wait` early; the child then saves.
+      # A signal ends `wait` early, while the child still saves.
       while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done
       echo "$code" > "$state/code.new" && mv "$state/code.new" "$state/code"
     ' run "$state" "$@" >> "$state/log" 2>&1 < /dev/null &

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs on each host of the TPU: makes the environment in which the project runs.
+# Runs on each host of the TPU: makes the Python environment of the project.
 #
 # Usage: remote_setup.sh STACK
-#   2.15: the image's TensorFlow, which is built for TPUs; pip's tensorflow 2.15 is not.
+#   2.15: the image's TensorFlow, because pip's tensorflow 2.15 is not built for TPUs.
 #   2.20: tensorflow-tpu and libtpu from pip, on any image.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,7 +22,7 @@ fi
 "${make[@]}"
 "$venv/bin/python" -m pip install -q --upgrade pip
 "$venv/bin/python" -m pip install -q -r "$here/requirements-tf$stack.txt"
-# With TPU_LOAD_LIBRARY=0 nothing reaches for the TPU, which a pod's own server may hold.
+# TPU_LOAD_LIBRARY=0 leaves the TPU alone, which a pod's own server may hold.
 found=$(cd "$(dirname "$here")" && TPU_LOAD_LIBRARY=0 TF_CPP_MIN_LOG_LEVEL=3 "$venv/bin/python" -c \
   'from simclr_tf.core.tf import tf; print(tf.__version__)')
 if [[ $found != "$stack".* ]]; then

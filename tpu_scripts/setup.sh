@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies this checkout to all hosts of the TPU and installs what it needs there.
+# Copies this checkout to all hosts of the TPU and installs its requirements there.
 #
 # Usage: setup.sh [--print] [--config=FILE]
 #   --print shows the commands without running them.
