@@ -139,10 +139,10 @@ def uniform(seed: tf.Tensor, count: int, low: float = 0.0, high: float = 1.0) ->
       seed: [..., 2] int32.
       count: The number of draws for each seed.
       low: The lower bound, included.
-      high: The upper bound, excluded.
+      high: The upper bound, excluded but for rounding where `low` is not 0.
 
     Returns:
-      [..., count] float32 in [low, high), with 24 random bits each.
+      [..., count] float32 with 24 random bits each.
     """
     key = _split(seed)
     counters = tf.cast(tf.range((count + 1) // 2), tf.uint32)
