@@ -48,7 +48,7 @@ create() {
       rm -f "$errors"
       die "asking again will not help; put right what gcloud said"
     fi
-    note "no TPU to be had; asking again in ${POLL_SECONDS}s"
+    note "no TPU is available; asking again in ${POLL_SECONDS}s"
     sleep "$POLL_SECONDS"
   fi
   rm -f "$errors"
@@ -72,10 +72,10 @@ set_up() {
   if script setup.sh; then
     failed_setups=0 renewed=yes
   elif ((++failed_setups >= MAX_CRASHES)); then
-    note "the set-up failed $failed_setups times in a row"
+    note "setup failed $failed_setups times in a row"
     leave 1
   else
-    note "the set-up failed; trying again in ${POLL_SECONDS}s"
+    note "setup failed; trying again in ${POLL_SECONDS}s"
     sleep "$POLL_SECONDS"
   fi
 }
@@ -83,7 +83,7 @@ set_up() {
 started=''
 start_run() {
   looks=0
-  note "the run is to be started ($1)"
+  note "starting the run ($1)"
   if on all "$start_command"; then started=yes; else note "cannot reach the TPU; trying again"; fi
   sleep "$POLL_SECONDS"
 }

@@ -83,5 +83,5 @@ def _range(*, least=None, above=None, most=None, below=None) -> str:
     if least is not None and most is not None:
         return f" from {least} to {most}"
     bounds = {"of at least": least, "above": above, "at most": most, "below": below}
-    told = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
-    return f" {' and '.join(told)}" if told else ""
+    limits = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
+    return f" {' and '.join(limits)}" if limits else ""

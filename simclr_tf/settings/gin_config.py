@@ -444,8 +444,8 @@ def check_read() -> None:
     others = [name for name in _bindings if name not in {binding.name for binding in lost}]
     close = difflib.get_close_matches(lost[0].name, others, n=1, cutoff=0.75)
     advice = f"did you mean {close[0]}?" if close else "take it out, or bind what uses it"
-    told = ", ".join(f"{binding.name} ({binding.where})" for binding in lost)
-    raise UserError(f"nothing here reads {told}; {advice}")
+    unread_names = ", ".join(f"{binding.name} ({binding.where})" for binding in lost)
+    raise UserError(f"nothing here reads {unread_names}; {advice}")
 
 
 def values() -> dict[str, str]:
