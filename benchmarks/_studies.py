@@ -1,6 +1,6 @@
-"""What `benchmarks/results.py` trains: one study for each claim of the paper, as data.
+"""The runs of `benchmarks/results.py`: one study for each claim of the paper, as data.
 
-All on CIFAR-10 with narrow networks and few steps, so that a difference says something about this scale only.
+All runs use CIFAR-10 with narrow networks and few steps, so a difference is evidence for this scale only.
 Hyper-parameters are those of the demo's recipes, chosen on a part of `train` for pretraining, fine-tuning and training
 from scratch alike; the memory's were chosen in the same way.
 """
@@ -14,13 +14,13 @@ class Run(NamedTuple):
     """A training run.
 
     Attributes:
-      mode: of the command line.
-      recipe: gin file.
-      params: gin bindings on top.
-      sources: flag that names another run -> (study, run), or a network of the package.
-      knn: bindings of a k-NN classifier that measures it, too; None for none.
-      subset: whether its seed also chooses the labels.
-      seeds: how many.
+      mode: Its `--mode`.
+      recipe: Its gin file.
+      params: Further gin bindings.
+      sources: Flag that names another run -> (study, run), or a network of the package.
+      knn: Bindings of a k-NN classifier that also measures it; None for none.
+      subset: Whether its seed also chooses the labels.
+      seeds: The number of seeds.
     """
 
     mode: str
@@ -43,12 +43,12 @@ class Study(NamedTuple):
     """Runs that are compared.
 
     Attributes:
-      title: what it is about.
-      claim: what the paper says; empty where it says nothing of the kind.
-      note: what was run.
-      runs: name -> run, in the order in which they are shown.
-      hidden: runs that only others start from.
-      found: what the figures say of the claim, in words; empty until they are there.
+      title: The heading.
+      claim: The paper's claim; empty if it makes none.
+      note: A description of the runs.
+      runs: Name -> run, in the order of the table.
+      hidden: Runs that are not in the table, because they only provide a start for others.
+      found: What the figures say about the claim; empty until there are figures.
     """
 
     title: str
@@ -66,7 +66,7 @@ def recipe(mode: str, name: str = "cifar10_small") -> str:
 
 # A quick look: k-NN of a part of the training images.
 KNN = ("Data.train_split='train[:10000]'", "knn.num_neighbors=20")
-# Fraction of labels -> what it is called, and how many epochs a network sees them.
+# Fraction of labels -> its name and the number of epochs.
 FRACTIONS = {0.01: ("1 %", 60), 0.1: ("10 %", 20), 1.0: ("100 %", 3)}
 ONE_AND_TEN = (0.01, 0.1)
 
@@ -95,18 +95,18 @@ def _few_labels() -> Study:
         runs[f"{name}, fine-tuned"] = finetune("labels", "pretrain", fraction, seeds=seeds)
     return Study(
         "Few labels",
-        "Pretraining without labels pays, the more so the fewer labels there are.",
-        "ResNet-18 at an eighth of its width, pretrained once without labels for five epochs; the same labels and "
-        "steps for both. Learning rates and decay are those of the demo's recipes.",
+        "Pretraining without labels helps, and it helps more with fewer labels.",
+        "ResNet-18 at an eighth of its width, pretrained once without labels for five epochs. Training from scratch "
+        "and fine-tuning use the same labels and steps, with the demo's learning rates and weight decay.",
         runs,
         ("pretrain",),
-        "It shows: fine-tuning gains 13.9 points with 1 % of the labels, 8.0 with 10 % and 4.5 with all of them (one "
-        "seed, three epochs).",
+        "Confirmed here: fine-tuning gains 13.9 points with 1 % of the labels, 8.0 with 10 % and 4.5 with all of them "
+        "(one seed, three epochs).",
     )
 
 
 def _size() -> Study:
-    # Selective kernels take the place of a 3x3 convolution that only networks of 50 layers and more have.
+    # Selective kernels replace a 3x3 convolution of bottleneck blocks, which only networks of 50 or more layers have.
     networks = {
         "R18 1/8": (),
         "R18 1/4": ("ResNet.width=0.25",),
@@ -126,16 +126,16 @@ def _size() -> Study:
             runs[f"{label}, {network}, fine-tuned"] = finetune("size", f"pretrain {network}", fraction, small)
     return Study(
         "Bigger networks",
-        "Bigger networks gain more, and the more so the fewer labels there are.",
-        "Two widths and two depths, selective kernels on and off, all at 24 pixels; pretrained once each for two "
-        "epochs; same steps for all.",
+        "Bigger networks gain more, especially with few labels.",
+        "Two widths and two depths, with and without selective kernels, all at 24 pixels. Each network was pretrained "
+        "once, for two epochs; all runs have the same number of steps.",
         runs,
         tuple(hidden),
-        "It shows in part. With 1 % of the labels fine-tuning gains (three seeds, paired; ± 95 %) 5.7 ± 0.6 points at "
-        "R18 1/8, 5.9 ± 2.4 at R18 1/4, 4.8 ± 2.3 at R50 1/8 and 9.2 ± 1.6 at R50 1/8 with selective kernels; with "
-        "10 % 0.2 ± 6.0, 0.4 ± 1.2, 0.2 ± 3.5 and 3.7 ± 1.0. So every network gains more with fewer labels, and the "
-        "one with selective kernels most; width or depth alone did not add to the gain, after two epochs of "
-        "pretraining.",
+        "Confirmed in part. Fine-tuning with 1 % of the labels gains (three seeds, paired; ± 95 %) 5.7 ± 0.6 points "
+        "for R18 1/8, 5.9 ± 2.4 for R18 1/4, 4.8 ± 2.3 for R50 1/8 and 9.2 ± 1.6 for R50 1/8 with selective kernels; "
+        "with 10 % it gains 0.2 ± 6.0, 0.4 ± 1.2, 0.2 ± 3.5 and 3.7 ± 1.0. Every network gains more with fewer labels, "
+        "and the one with selective kernels gains most. After two epochs of pretraining, width or depth alone did not "
+        "increase the gain.",
     )
 
 
@@ -153,17 +153,17 @@ def _head() -> Study:
     return Study(
         "The projection head",
         "A deeper projection head, fine-tuned from its first layer, beats fine-tuning from the encoder.",
-        "Heads of two layers (SimCLR) and of three (SimCLRv2), pretrained once each.",
+        "Networks with a head of two layers (SimCLR) and of three (SimCLRv2), pretrained once each.",
         runs,
         (shallow,),
-        "It did not show at this scale: all ways lie within 0.7 points, less than the seeds differ.",
+        "Not confirmed at this scale: all variants are within 0.7 points, less than the difference between seeds.",
     )
 
 
 def _laptop() -> Study:
     source = {"init_from": ("laptop", "pretrained")}
     runs = {
-        # Seen at their own size, which the network has not seen in training.
+        # k-NN sees the images at full size, which the network has not seen in training.
         "pretrained": Run("pretrain", recipe("pretrain", "cifar10_laptop"), knn=("Data.image_size=32",), seeds=1),
         "linear classifier": Run("linear_eval", recipe("linear_eval"), (), source, seeds=1),
         "1 %, fine-tuned": finetune("laptop", "pretrained", 0.01, seeds=1),
@@ -175,17 +175,18 @@ def _laptop() -> Study:
     return Study(
         "The encoder of a laptop",
         "",
-        "ResNet-50 at an eighth of its width with selective kernels, pretrained at 24 pixels; its student, ResNet-18 "
-        "at an eighth of its width, comes with the package (`embedded:cifar10_student`). k-NN: 200 neighbours among "
-        "all 50,000 training images. (ResNet-18 at a quarter of its width, 14 epochs in 72 minutes of one core, was "
-        "the network before: k-NN 62.2, linear 63.0, 1 % 58.3, 10 % 68.6.) Other work shared the machine.",
+        "ResNet-50 at an eighth of its width with selective kernels, pretrained at 24 pixels. Its student, a ResNet-18 "
+        "at an eighth of its width, comes with the package (`embedded:cifar10_student`). k-NN uses 200 neighbors among "
+        "all 50,000 training images. (The earlier network, a ResNet-18 at a quarter of its width, trained for 14 "
+        "epochs in 72 minutes on one core: k-NN 62.2, linear 63.0, 1 % 58.3, 10 % 68.6.) "
+        "Other work shared the machine.",
         runs,
     )
 
 
 def _distillation() -> Study:
     itself = {"teacher": ("labels", "10 %, fine-tuned")}
-    # As in the paper: LARS, a rate by the batch's square root, a classifier that decays through the loss.
+    # As in the paper: LARS, a learning rate by the batch's square root, weight decay of the classifier in the loss.
     paper = ("EPOCHS=5", "train.make_optimizer=@Lars", "WarmupCosine.scaling='sqrt'", "Distill.weight_decay=1e-4")
     again = ("distill", recipe("distill", "cifar10_laptop"), (*paper, "Distill.temperature=0.1"))
     runs = {
@@ -198,19 +199,20 @@ def _distillation() -> Study:
     }
     return Study(
         "Distillation",
-        "A student of the fine-tuned network beats what it learns by itself; self-distillation improves the teacher.",
-        "10 % of the labels. Student: ResNet-18 at an eighth of its width, alone as in the study of labels, or taught "
-        "by the laptop's network (ResNet-50 at an eighth with selective kernels) on all training images, three times, "
-        "without labels. Self-distilled: taught by itself fine-tuned, three epochs at temperature 1. Self-distilled, T "
-        "0.1: taught by the distilled student (the network of the package), five epochs at the paper's temperature, "
-        "where the square of the temperature multiplies the loss, with the paper's optimizer and rate (LARS, 0.1 x "
-        "square root of the batch). Of SGD at 0.1 and 1 and LARS, the last was best after two epochs of 20,000 images, "
-        "measured on 10,000 held-out ones: 28.2, 36.6 and 40.4 %.",
+        "A distilled student beats the same network fine-tuned; self-distillation improves the teacher.",
+        "All with 10 % of the labels. The student is a ResNet-18 at an eighth of its width. It learns alone, as in the "
+        "study of labels, or from the laptop's network (ResNet-50 at an eighth with selective kernels), which teaches "
+        "it for three epochs of all training images, without labels. Self-distilled: the teacher is the fine-tuned "
+        "student itself, three epochs at temperature 1. Self-distilled, T 0.1: the teacher is the distilled student "
+        "(the network of the package), five epochs at the paper's temperature, with the loss multiplied by the square "
+        "of the temperature and with the paper's optimizer and learning rate (LARS, 0.1 x square root of the batch). "
+        "LARS was the best of SGD at 0.1, SGD at 1 and LARS after two epochs of 20,000 images, measured on 10,000 "
+        "held-out ones: 28.2, 36.6 and 40.4 %.",
         runs,
-        found="A deeper teacher with selective kernels makes the student 7.3 points better than its own fine-tuning "
-        "does on the same labels (seed 0: 55.6); the teacher was also pretrained for longer than the student's own "
-        "encoder, 20 epochs instead of 5. Self-distillation does not show at temperature 1: 53.9 % of teachers that "
-        "have 55.0 % themselves, after three epochs from random weights.",
+        found="A student of a deeper teacher with selective kernels is 7.3 points better than the same network "
+        "fine-tuned on the same labels (seed 0: 55.6); but the teacher was also pretrained for longer than the "
+        "student's own encoder, 20 epochs instead of 5. Self-distillation does not improve on its teachers at "
+        "temperature 1: students reach 53.9 % after three epochs from random weights, their teachers 55.0 %.",
     )
 
 
@@ -224,15 +226,16 @@ def _memory() -> Study:
     return Study(
         "The memory",
         "The memory (momentum encoder and queue) is worth about a point.",
-        "ResNet-18 at an eighth of its width, 400 steps, temperature 0.2. So few steps need a network that follows "
-        "faster than 0.999 and a queue of keys that are not too old: decay 0.9 and a queue of 1,024, chosen at batch "
-        "64 on a held-out fifth of `train` (decays 0.5, 0.9, 0.95 and 0.99, queues of 1,024 and 8,192). The probe is "
-        "trained beside, k-NN uses 10,000 training images and 20 neighbours.",
+        "ResNet-18 at an eighth of its width, 400 steps, temperature 0.2. With so few steps the momentum network has "
+        "to follow faster than with a decay of 0.999, and the queue's keys must not be too old. A decay of 0.9 and a "
+        "queue of 1,024 were chosen at batch 64 on a held-out fifth of `train` (among decays of 0.5, 0.9, 0.95 and "
+        "0.99 and queues of 1,024 and 8,192). The probe trains alongside; k-NN uses 10,000 training images "
+        "and 20 neighbors.",
         runs,
-        found="It did not show at this scale. In 400 steps the memory brings nothing that three seeds can tell from "
-        "chance (k-NN the same at batch 64, 1.6 points less at batch 256); with a queue of 8,192, keys up to 64 steps "
-        "old, k-NN lost 4.5 points on the held-out images. That is no verdict on runs of many epochs, for which the "
-        "paper used it. The machine had other work beside, so that seconds are no measure.",
+        found="Not confirmed at this scale. In 400 steps the memory makes no difference that is significant with three "
+        "seeds (k-NN is the same at batch 64 and 1.6 points lower at batch 256). With a queue of 8,192, whose keys are "
+        "up to 64 steps old, k-NN lost 4.5 points on the held-out images. This says little about runs of many epochs, "
+        "for which the paper used the memory. Other work shared the machine, so the seconds cannot be compared.",
     )
 
 
@@ -245,7 +248,7 @@ def _augmentation() -> Study:
         "crop and cutout": (*no_color, "Augment.cutout_probability=1.0"),
         "crop and rotation": (*no_color, "Augment.rotation_probability=1.0"),
     }
-    # Colors change so much that one seed shows it; the others lie close together.
+    # Color distortion makes so large a difference that one seed is enough; the other variants are close together.
     runs = {
         name: Run("pretrain", recipe("pretrain"), ("EPOCHS=2", *params), knn=KNN, seeds=1 if "color" in name else 3)
         for name, params in ways.items()
@@ -253,11 +256,11 @@ def _augmentation() -> Study:
     return Study(
         "Augmentation",
         "Crops and color distortion together teach far more than either alone.",
-        "ResNet-18 at an eighth of its width, two epochs; flips in all.",
+        "ResNet-18 at an eighth of its width, two epochs; all variants flip images.",
         runs,
-        found="It shows: both together (one seed) are 7.6 points of k-NN better than crops alone (three seeds) and "
-        "18.5 better than colors alone (one). Cutout or rotation in the place of colors brings nothing by k-NN, and "
-        "costs 2 to 3 points by the probe.",
+        found="Confirmed here: both together (one seed) are 7.6 points better by k-NN than crops alone (three seeds) "
+        "and 18.5 better than color distortion alone (one seed). Cutout or rotation instead of color distortion gains "
+        "nothing by k-NN and loses 2 to 3 points by the probe.",
     )
 
 
