@@ -1,8 +1,8 @@
 """Compiles every ImageNet row of SimCLRv2 for four TPUs and writes docs/planning.md: `make planning`.
 
-Each row is `--mode=plan` of its recipe on 128 replicas of a TPU, 32 images each. Where that does not fit, blocks are
-recomputed, and where that does not suffice, on 256 replicas with 16 images each. What was learnt is kept in
-docs/planning.json row by row, so that a stopped run goes on. A row that was not compiled says so.
+Each row runs `--mode=plan` with its recipe on 128 replicas of a TPU with 32 images each. Where that does not fit,
+blocks are recomputed; where that is not enough, 256 replicas take 16 images each. docs/planning.json keeps the answers
+row by row, so a stopped run can continue. A row that was not compiled says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS, PAGE = os.path.join(ROOT, "docs", "planning.json"), os.path.join(ROOT, "docs", "planning.md")
 BEGIN, END = "<!-- table: benchmarks/plan_table.py -->", "<!-- end of table -->"
 
-# Whose compiler counts copies into on-chip memory as traffic: `copies_on_chip` in simclr_tf/commands/plan/chips.py.
+# TPUs whose compiler counts copies into on-chip memory as traffic; see `copies_on_chip` in commands/plan/chips.py.
 ESTIMATED = ("v4", "v5e", "v6e")
 
 # Network, a file of gin/models -> name in the paper, smallest first.
@@ -40,7 +40,7 @@ ATTEMPTS = ((0, ()), (0, ("ResNet.remat = True",)), (1, ("ResNet.remat = True",)
 
 
 def load() -> dict[str, dict]:
-    """Returns what is known: "network/TPU" -> `plans` of the attempts, in order."""
+    """Returns the known answers: "network/TPU" -> `plans` of the attempts, in order."""
     if not os.path.exists(RESULTS):
         return {}
     with open(RESULTS) as file:
@@ -48,7 +48,7 @@ def load() -> dict[str, dict]:
 
 
 def keep(results: dict[str, dict]) -> None:
-    """Writes what is known."""
+    """Writes the known answers."""
     with open(f"{RESULTS}.tmp", "w") as file:
         json.dump(results, file, indent=1, sort_keys=True)
         file.write("\n")
@@ -56,7 +56,7 @@ def keep(results: dict[str, dict]) -> None:
 
 
 def compute(network: str, tpu: str, workdir: str, prefix: list[str]) -> list[dict]:
-    """Plans one row, by the commands that a user would give; returns the attempts up to one that fits."""
+    """Plans one row with the commands that a user would give; returns the attempts up to the first that fits."""
     attempts: list[dict] = []
     for slice_index, bindings in ATTEMPTS:
         folder = os.path.join(workdir, network, tpu)
@@ -128,7 +128,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def write_page(results: dict[str, dict]) -> None:
-    """Puts the table in its place in docs/planning.md."""
+    """Replaces the table in docs/planning.md."""
     with open(PAGE) as file:
         before, rest = file.read().split(BEGIN)
     _, after = rest.split(END)
@@ -143,16 +143,16 @@ def write_page(results: dict[str, dict]) -> None:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default=os.path.join(ROOT, "runs", "planning"), help="where compilations are kept")
-    parser.add_argument("--rows", default=",".join(ROWS), help="networks, with commas")
-    parser.add_argument("--tpus", default=",".join(TPUS), help="TPUs, with commas")
-    parser.add_argument("--again", action="store_true", help="also rows that docs/planning.json has")
-    parser.add_argument("--page_only", action="store_true", help="write the page alone, from docs/planning.json")
-    parser.add_argument("--prefix", default="", help="before every compiling command, such as 'nice -n 10'")
+    parser.add_argument("--workdir", default=os.path.join(ROOT, "runs", "planning"), help="folder for compilations")
+    parser.add_argument("--rows", default=",".join(ROWS), help="networks, separated by commas")
+    parser.add_argument("--tpus", default=",".join(TPUS), help="TPUs, separated by commas")
+    parser.add_argument("--again", action="store_true", help="compile rows that docs/planning.json has, too")
+    parser.add_argument("--page_only", action="store_true", help="only write the page, from docs/planning.json")
+    parser.add_argument("--prefix", default="", help="prefix of every compiling command, such as 'nice -n 10'")
     options = parser.parse_args()
     rows, tpus = options.rows.split(","), options.tpus.split(",")
     for unknown in [name for name in rows if name not in ROWS] + [name for name in tpus if name not in TPUS]:
-        parser.error(f"{unknown} is no row or TPU; choose of {', '.join((*ROWS, *TPUS))}")
+        parser.error(f"{unknown} is not a row or TPU; choose from {', '.join((*ROWS, *TPUS))}")
     if not options.page_only:
         for network in rows:
             for tpu in tpus:

@@ -1,1 +1,1 @@
-"""Know before you rent: the training step compiled for a TPU, without a TPU."""
+"""Planning: compiles the training step for a TPU that need not exist, to see whether it fits and how long it takes."""

@@ -1,4 +1,4 @@
-"""TPUs as their makers publish them, and what a name such as v3-32 stands for."""
+"""Published data of TPU chips, and the slices that names such as v3-32 stand for."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _GIB = 2**30
 class Chip(NamedTuple):
     """One TPU chip, as published.
 
-    Peak rates are what the makers state, in decimal units; no program reaches them.
+    Peak rates are the makers' figures, in decimal units; no program reaches them.
 
     Attributes:
-      name: as in a topology.
+      name: The name in a topology, such as "v3".
       peak_flops: bfloat16 FLOP/s.
-      memory_bytes: of high-bandwidth memory.
-      memory_bandwidth: bytes/s of that memory.
-      interconnect: bytes/s that all its links together carry in one direction.
-      devices: replicas of a chip: 2 where each core works for itself, 1 where a chip is one device.
-      counts_cores: whether the number in "v3-8" counts cores, two a chip, instead of chips.
-      dimensions: of its interconnect's grid.
-      pod_chips: the largest slice.
-      chip_config: as libtpu calls it.
-      copies_on_chip: whether the compiler copies arrays into on-chip memory, and counts that as traffic, too.
+      memory_bytes: The size of its high-bandwidth memory.
+      memory_bandwidth: Bytes/s of that memory.
+      interconnect: Bytes/s that all its links together carry in one direction.
+      devices: Replicas per chip: 2 where each core is a device, 1 where the chip is one device.
+      counts_cores: Whether the number in "v3-8" counts cores, two per chip, instead of chips.
+      dimensions: The number of directions of its interconnect's grid.
+      pod_chips: The number of chips in the largest slice.
+      chip_config: libtpu's name of the configuration.
+      copies_on_chip: Whether the compiler copies arrays into on-chip memory and counts these copies as traffic.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Topology(NamedTuple):
     """A slice of a TPU pod.
 
     Attributes:
-      name: as the user wrote it.
-      chip: of which it is made.
-      shape: chips in each direction.
+      name: The name that the user gave.
+      chip: The kind of chip.
+      shape: The number of chips in each direction.
     """
 
     name: str
@@ -74,24 +74,24 @@ class Topology(NamedTuple):
 
     @property
     def num_chips(self) -> int:
-        """How many chips are rented."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_replicas(self) -> int:
-        """How many replicas work in step."""
+        """The number of replicas."""
         return self.num_chips * self.chip.devices
 
     @property
     def libtpu_name(self) -> str:
-        """As the compiler calls it."""
-        # v2 and v3 have a third direction of length 1 there.
+        """The compiler's name of the slice."""
+        # libtpu gives v2 and v3 a third direction of length 1.
         shape = self.shape + (1,) * (self.chip.name in ("v2", "v3"))
         return f"{self.chip.name}:{'x'.join(map(str, shape))}"
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of one replica."""
+        """The memory of one replica."""
         return self.chip.memory_bytes // self.chip.devices
 
     @property
@@ -101,21 +101,21 @@ class Topology(NamedTuple):
 
     @property
     def memory_bandwidth(self) -> float:
-        """Bytes/s of one replica."""
+        """Bytes/s of memory traffic of one replica."""
         return self.chip.memory_bandwidth / self.chip.devices
 
     def all_reduce_seconds(self, nbytes: float) -> float:
-        """Returns how long replicas exchange at the least to sum arrays of so many bytes.
+        """Returns a lower bound on the seconds that replicas need to sum arrays of `nbytes` bytes.
 
         A sum over n chips sends 2 (n - 1) / n times the array's bytes out of each chip (reduce-scatter, then
-        all-gather: no algorithm needs less), over all its links at once; a chip's own cores share its memory.
+        all-gather; no algorithm needs less), over all links at once. Cores of one chip share its memory.
         """
         n = self.num_chips
         return 2 * (n - 1) / n * nbytes / self.chip.interconnect
 
 
 def _shape(chips: int, dimensions: int) -> tuple[int, ...]:
-    """The squarest grid of powers of two, the shortest side first; 3D slices grow from 2 x 2 x 1."""
+    """Returns the squarest grid of powers of two, shortest side first; small 3D slices grow from 2 x 2 x 1."""
     exponent = chips.bit_length() - 1
     if dimensions == 3 and chips < 64:
         return {0: (1, 1, 1), 1: (1, 2, 1), 2: (2, 2, 1), 3: (2, 2, 2), 4: (2, 2, 4), 5: (2, 4, 4)}[exponent]
@@ -124,23 +124,23 @@ def _shape(chips: int, dimensions: int) -> tuple[int, ...]:
 
 
 def parse_topology(name: str) -> Topology:
-    """Finds a slice by its name.
+    """Returns the slice with a given name.
 
     Args:
-      name: "v3-8" and so on, counting what Google's names count: cores of v2, v3, v4 and v5p (two a chip), chips of v5e
-        and v6e; or the chips in each direction, such as "v4:2x2x4". "v5litepod" is v5e.
+      name: Google's name, such as "v3-8", where the number counts cores of v2, v3, v4 and v5p (two per chip) and chips
+        of v5e and v6e; or the chips in each direction, such as "v4:2x2x4". "v5litepod" means v5e.
 
     Raises:
-      UserError: for a TPU that there is not.
+      UserError: If there is no such TPU.
     """
     known = ", ".join(CHIPS)
     usual = name.strip().lower().replace("v5litepod", "v5e")
     match = re.fullmatch(r"(v\d[ep]?)(?:-(\d+)|:(\d+(?:x\d+)*))", usual)
     if not match:
-        raise UserError(f"--topology={name!r} is no TPU; write one like v3-8, v4-32 or v5e-16 (of {known})")
+        raise UserError(f"--topology={name!r} is not a TPU; write a name such as v3-8, v4-32 or v5e-16 (of {known})")
     kind, number, grid = match.groups()
     if kind not in CHIPS:
-        raise UserError(f"--topology={name}: there is no TPU {kind} to plan for; choose one of {known}")
+        raise UserError(f"--topology={name}: TPU {kind} is unknown; choose one of {known}")
     chip = CHIPS[kind]
     if grid:
         shape = tuple(int(side) for side in grid.split("x"))

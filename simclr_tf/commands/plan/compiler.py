@@ -1,4 +1,4 @@
-"""The environment that holds the TPU compiler, apart from TensorFlow's, and the compilations that run in it."""
+"""Installs the TPU compiler into an environment apart from TensorFlow's, and compiles steps there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OLDEST = (3, 11)
 
 
 def default_folder() -> str:
-    """Returns where the compiler's environment lies unless it is said otherwise: `.venv-plan` beside the package."""
+    """Returns the default folder of the compiler's environment: `.venv-plan` beside the package."""
     return os.path.join(_ROOT, ".venv-plan")
 
 
@@ -37,8 +37,8 @@ def _python(folder: str) -> str:
 
 
 def is_there(folder: str) -> bool:
-    """Whether a folder holds an environment with the TPU compiler, whole; nothing is started."""
-    # What installers write last of each package: an installation that was cut short lacks one.
+    """Whether a folder has a complete environment with the TPU compiler; starts no process."""
+    # Installers write this file last, so an interrupted installation lacks one.
     marks = os.path.join(folder, "lib", "python*", "site-packages", "{}-*.dist-info", "INSTALLER")
     return os.path.exists(_python(folder)) and all(glob.glob(marks.format(name)) for name in _PACKAGES)
 
@@ -57,20 +57,20 @@ def _new_enough_python() -> str:
 
 
 def _requirements() -> list[str]:
-    """pip's arguments: the pinned file of a clone; the same range where the package is installed."""
+    """Returns pip's arguments: the requirements file in a clone, the same versions in an installed package."""
     path = os.path.join(_ROOT, "requirements-plan.txt")
     return ["-r", path] if os.path.exists(path) else list(REQUIREMENTS)
 
 
 def ensure(folder: str, *, make: bool) -> None:
-    """Sees to it that the compiler can be used.
+    """Ensures that the compiler is installed.
 
     Args:
-      folder: of the environment.
-      make: whether it may be installed where it is missing (about 1.2 GB).
+      folder: The environment's folder.
+      make: Whether to install a missing compiler (about 1.2 GB).
 
     Raises:
-      UserError: where it is missing and may not be, or cannot be, installed.
+      UserError: If the compiler is missing and may not or cannot be installed.
     """
     if is_there(folder):
         return
@@ -104,21 +104,21 @@ def compile_for(
     cache: str,
     timeout_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Compiles a step for a TPU, or finds what was learnt when the same was compiled before.
+    """Compiles a step for a TPU, or returns the cached answer of an earlier compilation.
 
     Args:
-      module: serialized xla.HloModuleProto of one replica.
-      topology: the TPU.
-      num_replicas: of the program.
-      folder: of the compiler's environment; see `ensure`.
-      cache: folder of earlier answers, one file each.
-      timeout_seconds: after which the compiler is stopped; None waits.
+      module: Serialized xla.HloModuleProto of one replica.
+      topology: The TPU.
+      num_replicas: The program's number of replicas.
+      folder: The folder of the compiler's environment; see `ensure`.
+      cache: The folder of earlier answers, one file each.
+      timeout_seconds: Seconds after which the compiler is stopped; None for no limit.
 
     Returns:
-      See `pjrt.compile_for_topology`; `cached` says whether the answer was there already.
+      The answer of `pjrt.compile_for_topology`; `cached` says whether it comes from the cache.
 
     Raises:
-      UserError: where the compiler fails or takes too long.
+      UserError: If the compiler fails or takes too long.
     """
     request = {
         "topology": topology.libtpu_name,
@@ -136,7 +136,7 @@ def compile_for(
             file.write(module)
         with open(asked, "w") as file:
             json.dump({**request, "hlo": hlo}, file)
-        # -I keeps this package, and TensorFlow's environment, out of the other Python's sight.
+        # -I hides this package and TensorFlow's environment from the other Python.
         command = [_python(folder), "-I", _WORKER, "compile", asked, answered]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
@@ -168,7 +168,7 @@ def compile_for(
 
 
 def _known(path: str) -> dict[str, Any] | None:
-    """Returns an earlier answer; None where there is none, or a damaged one, which will be replaced."""
+    """Returns an earlier answer, or None if it is missing or damaged; the caller then replaces it."""
     try:
         answer = read_json(path) if tf.io.gfile.exists(path) else None
     except ValueError:
@@ -177,6 +177,6 @@ def _known(path: str) -> dict[str, Any] | None:
 
 
 def _compiler(folder: str) -> list[str]:
-    """The installed versions, from the names of their folders."""
+    """Returns the installed versions, from the names of their folders."""
     found = glob.glob(os.path.join(folder, "lib", "python*", "site-packages", "*.dist-info"))
     return sorted(os.path.basename(path) for path in found if os.path.basename(path).startswith(("jaxlib-", "libtpu-")))

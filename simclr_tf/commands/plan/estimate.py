@@ -1,4 +1,4 @@
-"""From what a compiler counts to hours: lower bounds, since no program reaches a chip's published rates."""
+"""Turns the compiler's counts into hours: lower bounds, since no program reaches a chip's published rates."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from simclr_tf.commands.plan.chips import Topology
 
 
 def memory(answer: dict[str, Any]) -> dict[str, int]:
-    """Returns what a compiled step occupies on each device, in bytes, from `pjrt.compile_for_topology`'s answer.
+    """Returns the memory of a compiled step on each device, in bytes, from `pjrt.compile_for_topology`'s answer.
 
-    Outputs that take an argument's place are not counted twice.
+    Outputs that reuse an argument's memory are not counted twice.
     """
     parts = {
         "arguments": answer["arguments"],
@@ -31,25 +31,25 @@ def lower_bound(
     steps: int,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """Bounds a run's time from below.
+    """Returns a lower bound on a run's time.
 
-    A step takes at least as long as its arithmetic at the chip's peak, as its memory traffic at full bandwidth (each
-    operation's operands and results counted once, as the compiler counts), and as its sums over replicas on the
-    interconnect; all three may overlap. From v4 on the compiler copies arrays into on-chip memory, and its count has
-    those copies and what is read of them: there the time of the traffic is an estimate, which may be too high.
+    A step takes at least as long as its arithmetic at the chip's peak, its memory traffic at full bandwidth (the
+    compiler counts each operation's operands and results once), and its sums over replicas on the interconnect; all
+    three may overlap. From v4 on the compiler copies arrays into on-chip memory and counts these copies and the reads
+    from them. There the time of the traffic is an estimate that may be too high.
 
     Args:
-      topology: the TPU.
-      flops: of a step on each replica.
-      bytes_accessed: of a step on each replica.
-      all_reduce_bytes: of the arrays that a step sums over replicas.
-      global_batch_size: images of a step.
-      steps: of the run.
-      price: of a chip for an hour, in any currency; None for no cost.
+      topology: The TPU.
+      flops: The FLOPs of a step on each replica.
+      bytes_accessed: The bytes that a step reads and writes on each replica.
+      all_reduce_bytes: The bytes of the arrays that a step sums over replicas.
+      global_batch_size: The images of a step.
+      steps: The steps of the run.
+      price: The price of a chip for an hour, in any currency; None for no cost.
 
     Returns:
-      Seconds of a step and what they are due to, images/s, hours, chip-hours and cost; `at_least` says whether they
-      are bounds, or estimates by counted traffic; `least_hours` is a bound in either case.
+      Seconds of a step and what determines them, images/s, hours, chip-hours and cost. `at_least` says whether they are
+      bounds or estimates from counted traffic; `least_hours` is a bound in either case.
     """
     seconds = {
         "arithmetic": flops / topology.peak_flops,

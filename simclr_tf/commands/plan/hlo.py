@@ -1,8 +1,8 @@
-"""What an HLO module says of itself, read from its protocol buffer.
+"""Reads a program's signature and collectives from a serialized HLO module.
 
-TensorFlow hands out XLA programs as serialized `xla.HloModuleProto`s and ships no class that reads them on both stacks,
-so the few fields that are needed are read from the wire format here (protobuf.dev, "Encoding"; xla/service/hlo.proto
-and xla/xla_data.proto for the fields' numbers).
+TensorFlow returns XLA programs as serialized `xla.HloModuleProto`s, but has no class that reads them on both stacks.
+This module therefore reads the few fields it needs from the wire format (protobuf.dev, "Encoding"; field numbers from
+xla/service/hlo.proto and xla/xla_data.proto).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 
-# xla.PrimitiveType -> (name as NumPy and ml_dtypes know it, bytes of a value).
+# xla.PrimitiveType -> (name in NumPy and ml_dtypes, bytes per value).
 _TYPES = {
     1: ("bool", 1),
     2: ("int8", 1),
@@ -32,7 +32,7 @@ _TYPES = {
 }
 _TUPLE = 13
 
-# Modules, computations and instructions have their names in the same field.
+# Modules, computations and instructions all have their name in this field.
 _NAME = 1
 # Other fields of xla.HloModuleProto, of HloComputationProto and of HloInstructionProto.
 _ENTRY_NAME, _COMPUTATIONS, _PROGRAM_SHAPE, _MODULE_ID, _ENTRY_ID, _ALIASES = 2, 3, 4, 5, 6, 8
@@ -43,25 +43,25 @@ _COLLECTIVES = (b"all-reduce", b"all-gather", b"reduce-scatter", b"all-to-all", 
 
 
 class Array(NamedTuple):
-    """An array's type and shape; `dtype` as NumPy and ml_dtypes name it."""
+    """An array's type and shape; `dtype` is its name in NumPy and ml_dtypes."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """How many bytes its values take, without padding."""
+        """The bytes of its values, without padding."""
         size = next(size for name, size in _TYPES.values() if name == self.dtype)
         return size * math.prod(self.shape)
 
 
 class Signature(NamedTuple):
-    """What goes into a program and comes out.
+    """A program's inputs and outputs.
 
     Attributes:
-      parameters: in order.
-      outputs: in order.
-      updates: parameter number -> number of the output that holds its new value.
+      parameters: The inputs, in order.
+      outputs: The outputs, in order.
+      updates: Number of a parameter -> number of the output that holds its new value.
     """
 
     parameters: list[Array]
@@ -81,7 +81,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
-    """Yields each field's number, wire type, value, and the bytes that it was written as."""
+    """Yields each field's number, wire type, value and encoded bytes."""
     at = 0
     while at < len(data):
         start = at
@@ -95,7 +95,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
             elif kind in (_FIXED_64, _FIXED_32):
                 size = 8 if kind == _FIXED_64 else 4
             else:
-                raise ValueError(f"wire type {kind} of field {number} is none that protocol buffers use")
+                raise ValueError(f"field {number} has wire type {kind}, which protocol buffers do not use")
             value, at = data[at : at + size], at + size
         yield number, kind, value, data[start:at]
 
@@ -109,7 +109,7 @@ def _first(data: bytes, number: int, default=0):
 
 
 def _numbers(data: bytes, number: int) -> list[int]:
-    """A repeated integer, packed or not."""
+    """Returns a repeated integer field, packed or not."""
     found = []
     for field, kind, value, _ in _fields(data):
         if field == number and kind == _VARINT:
@@ -123,17 +123,17 @@ def _numbers(data: bytes, number: int) -> list[int]:
 
 
 def _arrays(shape: bytes) -> list[Array]:
-    """A shape as arrays; a tuple's elements in order."""
+    """Returns the arrays of a shape; a tuple's elements in order."""
     kind = _first(shape, 2)
     if kind == _TUPLE:
         return [array for part in _all(shape, 4) for array in _arrays(part)]
     if kind not in _TYPES:
-        raise ValueError(f"XLA's primitive type {kind} is none that a training step should have")
+        raise ValueError(f"a training step should not have XLA's primitive type {kind}")
     return [Array(_TYPES[kind][0], tuple(_numbers(shape, 3)))]
 
 
 def signature(module: bytes) -> Signature:
-    """Returns what a serialized xla.HloModuleProto takes and gives; outputs are one array or a flat tuple."""
+    """Returns the signature of a serialized xla.HloModuleProto, whose outputs are one array or a flat tuple."""
     program = _first(module, _PROGRAM_SHAPE, b"")
     parameters = [_arrays(shape) for shape in _all(program, 1)]
     assert all(len(arrays) == 1 for arrays in parameters), "a parameter is a tuple"
@@ -145,7 +145,7 @@ def signature(module: bytes) -> Signature:
 
 
 def collectives(module: bytes) -> dict[str, tuple[int, int]]:
-    """Returns what replicas exchange: operation -> (how many there are, bytes of their results together)."""
+    """Returns the collectives of a program: operation -> (count, total bytes of their results)."""
     found: dict[str, tuple[int, int]] = {}
     for computation in _all(module, _COMPUTATIONS):
         for instruction in _all(computation, _INSTRUCTIONS):
@@ -169,10 +169,10 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def canonical(module: bytes, name: str) -> bytes:
-    """Names a module, its computations and its instructions anew, and drops what tells of source files.
+    """Renames a module, its computations and its instructions, and drops metadata about source files.
 
-    What is left depends on what is computed, not on what was traced before or where the code lies. References go by
-    numbers, so that names are free.
+    The result depends only on the computation, not on earlier traces or the path of the code. References use numbers,
+    so renaming is safe.
     """
     count = itertools.count()
 
@@ -183,7 +183,7 @@ def canonical(module: bytes, name: str) -> bytes:
                 continue
             if number == _NAME:
                 raw = _field(_NAME, b"i%d" % next(count))
-            elif number == _ATTRIBUTES:  # A map, written in whatever order it has in memory.
+            elif number == _ATTRIBUTES:  # A map, whose order in the file is arbitrary.
                 raw = _field(_ATTRIBUTES, b"".join(sorted(entry for _, _, _, entry in _fields(value))))
             parts.append(raw)
         return b"".join(parts)
@@ -201,7 +201,7 @@ def canonical(module: bytes, name: str) -> bytes:
     entry = _first(module, _ENTRY_ID)
     parts = []
     for number, kind, value, raw in _fields(module):
-        if number == _MODULE_ID:  # Counts what this process has lowered.
+        if number == _MODULE_ID:  # Counts the modules that this process has lowered.
             continue
         if number == _NAME:
             raw = _field(_NAME, name.encode())

@@ -1,8 +1,8 @@
-"""What JAX does with an exported step: compile it for a TPU that is not there, or run it on a device that is.
+"""Compiles an exported step with JAX for a TPU that need not exist, or runs it on a local device.
 
-This file imports neither TensorFlow nor this package: it is run by the Python of an environment that has JAX alone
-(`requirements-plan.txt`), as `python pjrt.py compile REQUEST.json ANSWER.json`, and imported by
-`benchmarks/run_step_pjrt.py`.
+This file imports neither TensorFlow nor this package. It runs in an environment that has only JAX
+(`requirements-plan.txt`), as `python pjrt.py compile REQUEST.json ANSWER.json`, and `benchmarks/run_step_pjrt.py`
+imports it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import sys
 import time
 from typing import Any
 
-# libtpu asks the machine what TPU it has, and waits for an answer, unless it is told.
+# Without these, libtpu queries the machine's metadata server for its TPU and waits for an answer.
 _COMPILE_ONLY = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # Several compilations at a time are fine: none of them touches a TPU.
+    # Several compilations may run at a time, because none of them uses a TPU.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that a program is compiled by."""
+    """Returns the versions of the compiler's packages."""
     from importlib import metadata
 
     return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu") if _installed(name)}
@@ -45,10 +45,10 @@ def _installed(name: str) -> bool:
 def parse_module(module: bytes) -> Any:
     """Turns a serialized HLO module into StableHLO that every PJRT compiler takes.
 
-    To be called within `jax.interpreters.mlir.make_ir_context()`.
+    Call it inside `jax.interpreters.mlir.make_ir_context()`.
 
     Args:
-      module: serialized xla.HloModuleProto.
+      module: Serialized xla.HloModuleProto.
 
     Returns:
       An MLIR module.
@@ -85,18 +85,19 @@ def _options(num_replicas: int, device_ids: list[int]):
 
 
 def compile_for_topology(module: bytes, *, topology: str, chip_config: str, num_replicas: int) -> dict[str, Any]:
-    """Compiles a step for a TPU that need not be there.
+    """Compiles a step for a TPU that need not exist.
 
     Args:
-      module: serialized xla.HloModuleProto of one replica.
-      topology: as libtpu names it, such as "v3:4x4x1".
+      module: Serialized xla.HloModuleProto of one replica.
+      topology: libtpu's name of the topology, such as "v3:4x4x1".
       chip_config: "default", or "megacore" where a chip's two cores are one device.
-      num_replicas: of the program; as many devices of the topology are used.
+      num_replicas: The program's number of replicas, which is also the number of devices used.
 
     Returns:
-      `fits`; for a program that fits the bytes of each device's `arguments`, `outputs`, `aliased` (outputs that take an
-      argument's place), `temporaries` and `code`, and `flops` and `bytes_accessed` of a step; for one that does not,
-      `needed_bytes` and `available_bytes` where the compiler tells. And `seconds`, `versions`, `device_kind`.
+      A dictionary with `fits`, `seconds`, `versions` and `device_kind`. If the program fits, it has the bytes of each
+      device's `arguments`, `outputs`, `aliased` (outputs that reuse an argument's memory), `temporaries` and `code`,
+      and the `flops` and `bytes_accessed` of a step. Otherwise it has `needed_bytes` and `available_bytes`, if the
+      compiler gives them.
     """
     os.environ.update(_COMPILE_ONLY)
     from jax._src.interpreters import mlir
@@ -140,7 +141,6 @@ def compile_for_topology(module: bytes, *, topology: str, chip_config: str, num_
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-
 # "Used 20.57G of 15.48G hbm."; "the total memory required for HLO temporaries (15.62G) exceeds available HBM (15.48G)".
 _SHORTAGES = (
     r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
@@ -149,7 +149,7 @@ _SHORTAGES = (
 
 
 def _shortage(message: str) -> dict[str, Any]:
-    """What the compiler says when a program does not fit."""
+    """Reads the compiler's message about a program that does not fit."""
     found = next(filter(None, (re.search(pattern, message) for pattern in _SHORTAGES)), None)
     told = {"message": message.strip().splitlines()[0]}
     if found:
@@ -160,7 +160,7 @@ def _shortage(message: str) -> dict[str, Any]:
 
 
 class Step:
-    """An exported step on this machine's devices, one for each of its replicas."""
+    """An exported step on this machine's devices, one device per replica."""
 
     def __init__(
         self, module: bytes, manifest: dict[str, Any], initial: dict[str, Any], devices: list[Any] | None = None
@@ -168,13 +168,13 @@ class Step:
         """Compiles the program and puts the variables' values on the devices.
 
         Args:
-          module: serialized xla.HloModuleProto.
-          manifest: as `simclr_tf.commands.plan.step_program` writes it.
-          initial: name -> first value of each argument of kind "state".
-          devices: as many of `jax.devices()` as the step has replicas; None for the first ones.
+          module: Serialized xla.HloModuleProto.
+          manifest: The manifest that `simclr_tf.commands.plan.step_program` writes.
+          initial: Name -> initial value of each argument of kind "state".
+          devices: One of `jax.devices()` for each replica; None for the first ones.
 
         Raises:
-          ValueError: where there are too few devices, or a value has another shape than the step takes.
+          ValueError: If there are too few devices, or a value has the wrong shape.
         """
         import jax
         from jax._src.interpreters import mlir
@@ -202,7 +202,7 @@ class Step:
                 self._fixed[argument["kind"]][argument["name"]] = self._put(value, argument)
 
     def _put(self, value, argument: dict[str, Any]):
-        """Puts a value on all devices: a batch's rows are divided, everything else is the same everywhere."""
+        """Puts a value on all devices: splits the rows of a batch, copies everything else."""
         import jax
         import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
         import numpy as np
@@ -220,11 +220,11 @@ class Step:
         """Takes a step.
 
         Args:
-          step: its number, from 0.
-          batch: `{stream}/{name}` -> array, of all replicas.
+          step: The step's number, from 0.
+          batch: `{stream}/{name}` -> array for all replicas.
 
         Returns:
-          What training would record of it, name -> value.
+          The record that training would write, name -> value.
         """
         import jax
         import numpy as np
@@ -245,14 +245,14 @@ class Step:
         return dict(zip(outputs[0]["names"], map(float, np.asarray(results[0][0]))))
 
     def state(self) -> dict[str, Any]:
-        """Returns the variables' present values, name -> array."""
+        """Returns the variables' current values, name -> array."""
         import numpy as np
 
         return {name: np.asarray(value.addressable_shards[0].data) for name, value in self._fixed["state"].items()}
 
 
 def _end_with_parent() -> None:
-    """Has Linux kill this process when the one that started it is gone, so that no killed plan compiles on."""
+    """Lets Linux kill this process when its parent ends, so that a killed plan does not go on compiling."""
     import ctypes
     import signal
 
@@ -263,7 +263,7 @@ def _end_with_parent() -> None:
 def _main(arguments: list[str]) -> None:
     command, request, answer = arguments
     if command != "compile":
-        raise SystemExit(f"{command} is unknown; the one command is compile")
+        raise SystemExit(f"{command} is unknown; the only command is compile")
     if sys.platform == "linux":
         _end_with_parent()
     with open(request) as file:

@@ -1,4 +1,4 @@
-"""--mode=plan: whether a recipe fits a TPU and how long it takes there at the least, before one is rented."""
+"""--mode=plan: says whether a recipe fits a TPU, and how long it takes there at least, before you rent one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from simclr_tf.models.resnet import ResNet
 from simclr_tf.training.run_plan import RunPlan
 
 PLAN, STEP, CACHE = "plan.json", "step", "compiled"
-# Takes the program and further gin bindings; see `cli`.
+# Builds a run from the program and further gin bindings; see `cli`.
 Build = Callable[[ReplicaProgram, list[str]], RunPlan]
 
 _PRECISIONS = ("bfloat16", "float32")
@@ -34,9 +34,9 @@ class Compiler(NamedTuple):
     """Where and how programs are compiled.
 
     Attributes:
-      folder: of the environment; see `environment.ensure`.
-      cache: folder of what was compiled before.
-      timeout_seconds: for one program; None waits.
+      folder: The folder of the compiler's environment; see `compiler.ensure`.
+      cache: The folder of earlier answers.
+      timeout_seconds: The time limit for one program; None for no limit.
     """
 
     folder: str
@@ -50,12 +50,12 @@ def can_recompute() -> bool:
 
 
 def _name_anew() -> None:
-    """Lets Keras count its layers from the start: XLA takes operations in the order of their names."""
+    """Resets Keras' layer names: XLA orders operations by name, so equal steps need equal names."""
     keras.backend.reset_uids()
 
 
 def hollow(build: Build, program: ReplicaProgram, bindings: list[str]) -> RunPlan:
-    """Builds a run whose variables have no values of their own, and whose data need not be there."""
+    """Builds a run whose variables share tensors of zeros, and whose data need not be there."""
     _name_anew()
     with step_program.hollow_variables(), numbers_suffice():
         return build(program, bindings)
@@ -64,17 +64,17 @@ def hollow(build: Build, program: ReplicaProgram, bindings: list[str]) -> RunPla
 def compile_step(
     built: RunPlan, topology: Topology, program: ReplicaProgram, compiler: Compiler, batch_size: int
 ) -> dict[str, Any]:
-    """Exports and compiles the step of a run with so many examples on each replica.
+    """Exports and compiles the step of a run with `batch_size` examples on each replica.
 
     Returns:
-      `pjrt.compile_for_topology`'s answer, and `collectives` (operation -> number and bytes) and `hlo_sha256`.
+      `pjrt.compile_for_topology`'s answer with `collectives` (operation -> count and bytes) and `hlo_sha256`.
     """
     exported = step_program.export(built, program, per_replica_batch_size=batch_size)
     return compile_exported(exported, topology, compiler)
 
 
 def compile_exported(exported: step_program.Exported, topology: Topology, compiler: Compiler) -> dict[str, Any]:
-    """Compiles a step; see `compile_step`."""
+    """Compiles an exported step; see `compile_step`."""
     answer = compile_for(
         exported.module,
         topology,
@@ -90,7 +90,7 @@ def compile_exported(exported: step_program.Exported, topology: Topology, compil
 def describe(
     built: RunPlan, topology: Topology, batch_size: int, answer: dict[str, Any], price: float | None
 ) -> dict[str, Any]:
-    """Returns what is told of one compiled step: whether it fits, its memory, its work, and the bounds that follow."""
+    """Returns the plan of one compiled step: whether it fits, its memory, its work, and bounds on its time."""
     told = {
         "topology": topology.name,
         "chips": topology.num_chips,
@@ -133,7 +133,7 @@ def describe(
 
 
 def _variants(built: RunPlan) -> list[tuple[str, list[str]]]:
-    """What a search compares: the recipe's own settings first."""
+    """Returns the variants that a search compares, the recipe's own settings first: (name, gin bindings)."""
     own_remat = bool(getattr(built.stage.network.encoder, "remat", False))
     rows = []
     for precision in sorted(_PRECISIONS, key=lambda name: name != built.precision):
@@ -145,7 +145,7 @@ def _variants(built: RunPlan) -> list[tuple[str, list[str]]]:
 
 
 def _possible(built: RunPlan, replicas: int, batch_size: int) -> bool:
-    """Whether so many examples on each replica can be divided as the run divides them."""
+    """Whether the run can divide `batch_size` examples per replica as its settings ask."""
     try:
         built.stage.check_batch(batch_size * replicas, replicas)
     except UserError:
@@ -157,7 +157,7 @@ def _possible(built: RunPlan, replicas: int, batch_size: int) -> bool:
 def _search(
     build: Build, built: RunPlan, topology: Topology, compiler: Compiler, start: int
 ) -> Iterator[tuple[str, Largest | str]]:
-    """Yields each variant and its largest batch, or why there is none."""
+    """Yields each variant with its largest batch, or with the reason why there is none."""
     replicas = topology.num_replicas
     for name, bindings in _variants(built):
         program = ReplicaProgram(replicas, unrolled=True)
@@ -179,7 +179,7 @@ def _search(
                     possible=lambda size, variant=variant: _possible(variant, replicas, size),
                 ),
             )
-        except UserError as error:  # The compiler was killed, such as for want of memory.
+        except UserError as error:  # The compiler was killed, for example because memory ran out.
             yield name, str(error)
 
 
@@ -197,23 +197,23 @@ def plan(
     """Plans a run, prints a table for each TPU, and writes `plan.json` and the exported steps into a folder.
 
     Args:
-      build: builds the run.
-      topologies: where it might run. Of equal numbers of replicas the step is the same, and is exported once.
-      workdir: where to write.
-      compiler_folder: the compiler's environment.
-      make_environment: whether it may be installed where it is missing.
-      price: of a chip for an hour.
-      search: whether to search the largest batch, with and without bfloat16 and recomputation.
-      timeout_seconds: for one compilation.
+      build: Function that builds the run.
+      topologies: The TPUs. The step is exported once for each number of replicas.
+      workdir: The folder to write to.
+      compiler_folder: The folder of the compiler's environment.
+      make_environment: Whether to install a missing compiler.
+      price: The price of a chip for an hour.
+      search: Whether to search for the largest batch, with and without bfloat16 and recomputation.
+      timeout_seconds: The time limit for one compilation.
 
     Returns:
-      What `plan.json` says: `plans`, one for each TPU.
+      The content of `plan.json`: `plans`, one for each TPU.
 
     Raises:
-      UserError: for what the user can put right.
+      UserError: For mistakes that the user can fix.
     """
     if price is not None and not 0 <= price < math.inf:
-        raise UserError(f"--price={price} is no price; give what a chip costs for an hour")
+        raise UserError(f"--price={price} is not a price; give the cost of one chip for an hour")
     ensure(compiler_folder, make=make_environment)
     compiler = Compiler(compiler_folder, os.path.join(workdir, CACHE), timeout_seconds)
     steps: dict[int, tuple[RunPlan, step_program.Exported]] = {}
@@ -253,7 +253,7 @@ def plan(
 
 
 def export_step(build: Build, *, workdir: str, batches: int, init_from: str | None = None) -> None:
-    """--mode=export_step: writes one replica's step, its variables' first values and the run's first batches."""
+    """--mode=export_step: writes one replica's step, the variables' initial values and the run's first batches."""
     if batches < 1:
         raise UserError(f"--batches is {batches}; use a positive number")
     program = ReplicaProgram(1)

@@ -1,4 +1,4 @@
-"""The largest batch that fits, in few tries: each costs a compilation."""
+"""Finds the largest batch that fits in few tries, since each try is a compilation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Try(NamedTuple):
     """One compilation.
 
     Attributes:
-      batch_size: that was tried.
-      fits: whether the compiler found room.
-      needed_bytes: what it takes; None where the compiler does not tell.
+      batch_size: The batch size.
+      fits: Whether the step fits in memory.
+      needed_bytes: The memory that it needs; None if the compiler does not say.
     """
 
     batch_size: int
@@ -21,13 +21,13 @@ class Try(NamedTuple):
 
 
 class Largest(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-      batch_size: the largest that fits; 0 where none does.
-      exact: whether the next size was tried and does not fit, or `limit` is reached.
-      tries: all compilations, in order.
-      at_limit: whether nothing larger was of interest.
+      batch_size: The largest batch that fits; 0 if none does.
+      exact: Whether the next size was tried and does not fit, or `limit` is reached.
+      tries: All compilations, in order.
+      at_limit: Whether the batch is as large as the search may go.
     """
 
     batch_size: int
@@ -37,15 +37,15 @@ class Largest(NamedTuple):
 
 
 def _sizes(limit: int) -> list[int]:
-    """Worth asking about: 1, 2, 4, then multiples of 8, in which TPUs lay out arrays."""
+    """Returns the sizes to try: 1, 2, 4, then multiples of 8, because TPUs lay out arrays in eights."""
     return [size for size in (1, 2, 4) if size <= limit] + list(range(8, limit + 1, 8))
 
 
 def _guess(tries: list[Try], available_bytes: int, start: int) -> float:
-    """Where memory, linear in the batch, would be full; twice or half of what was tried, where too little is known."""
+    """Guesses the batch that fills the memory, assuming linear growth; doubles or halves if too little is known."""
     known = sorted({one.batch_size: one.needed_bytes for one in tries if one.needed_bytes is not None}.items())
     if len(known) >= 2:
-        # The two tries next to the limit.
+        # The two tries closest to the limit.
         known = sorted(known, key=lambda row: abs(row[1] - available_bytes))[:2]
         (size_1, bytes_1), (size_2, bytes_2) = known
         slope = (bytes_2 - bytes_1) / (size_2 - size_1)
@@ -64,18 +64,18 @@ def largest_batch(
     possible: Callable[[int], bool] = lambda size: True,
     max_tries: int = 6,
 ) -> Largest:
-    """Searches the largest batch that fits.
+    """Searches for the largest batch that fits.
 
     Args:
-      compiles: tries a size.
-      start: the size to begin with; a possible one.
-      limit: the largest size of interest.
-      available_bytes: about what there is.
-      possible: whether a step can be made of a size.
-      max_tries: compilations at most.
+      compiles: Function that tries a size.
+      start: The first size to try; it must be possible.
+      limit: The largest size of interest.
+      available_bytes: The approximate memory available.
+      possible: Function that says whether a step can have a size.
+      max_tries: The maximum number of compilations.
 
     Returns:
-      The largest size that was tried and fits.
+      The largest size that was tried and fits, with all tries.
     """
     sizes = [size for size in sorted({*_sizes(limit), start, limit}) if possible(size)]
     below, above = -1, len(sizes)  # Positions: the largest that fits, the smallest that does not.

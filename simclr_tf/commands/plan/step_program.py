@@ -1,6 +1,6 @@
-"""The training step as a file: an XLA program and a manifest of its arguments.
+"""Exports the training step as an XLA program with a manifest of its arguments.
 
-The program is the loop's own step, augmentation, loss, gradient, exchange and update included, lowered for one replica.
+The program is the loop's own step lowered for one replica, including augmentation, loss, gradient, exchange and update.
 `pjrt.py` compiles and runs it without TensorFlow.
 """
 
@@ -26,7 +26,7 @@ from simclr_tf.training.run_plan import RunPlan
 
 HLO, MANIFEST, INITIAL, BATCHES = "step.hlo", "manifest.json", "initial.npz", "batches.npz"
 _FORMAT = 1
-# What every stream has beside its crops; see `data.pipeline.train_dataset`.
+# The tensors of every stream besides its crops; see `data.pipeline.train_dataset`.
 _PER_EXAMPLE = {"label": tf.int32, "index": tf.int64}
 
 
@@ -34,9 +34,9 @@ class Exported(NamedTuple):
     """A step that no longer needs TensorFlow.
 
     Attributes:
-      module: serialized xla.HloModuleProto.
-      manifest: what its arguments and outputs are; see `export`.
-      variables: those behind the arguments of kind "state", by name.
+      module: Serialized xla.HloModuleProto.
+      manifest: The description of its arguments and outputs; see `export`.
+      variables: The variables behind the arguments of kind "state", by name.
     """
 
     module: bytes
@@ -45,15 +45,15 @@ class Exported(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Names the program: equal programs have equal names."""
+        """The program's hash; equal programs have equal hashes."""
         return hashlib.sha256(self.module).hexdigest()
 
 
 @contextlib.contextmanager
 def hollow_variables() -> Iterator[None]:
-    """Within it, new variables have no values of their own: all of one shape share one tensor of zeros.
+    """While active, all new variables of one shape share one tensor of zeros.
 
-    A program's shapes do not depend on values, and the largest network's weights would fill several gigabytes.
+    A program's shapes do not depend on values, and the largest network's weights would take several gigabytes.
     """
     zeros: dict[tuple, tf.Tensor] = {}
 
@@ -76,7 +76,7 @@ def hollow_variables() -> Iterator[None]:
 
 
 def _batch_arguments(built: RunPlan, per_replica: dict[str, int]) -> list[tuple[str, str, tf.TensorSpec]]:
-    """What `data.pipeline.train_dataset` makes of each stream: (stream, tensor's name, spec), in a fixed order."""
+    """Returns (stream, tensor's name, spec) of all that `data.pipeline.train_dataset` yields, in a fixed order."""
     rows = []
     for stream, source in built.inputs.items():
         size, batch = source.prepare.size, per_replica[stream]
@@ -86,7 +86,7 @@ def _batch_arguments(built: RunPlan, per_replica: dict[str, int]) -> list[tuple[
 
 
 def _named_variables(built: RunPlan) -> dict[str, tf.Variable]:
-    """Every variable that a checkpoint of the run would hold, and the teacher's, by part, position and own name."""
+    """Returns the run's checkpointed variables and the teacher's, named by part, position and own name."""
     parts = {**built.stage.checkpoint_items(), "optimizer": built.optimizer}
     named: dict[int, tuple[str, tf.Variable]] = {}
     for part, module in parts.items():
@@ -98,7 +98,7 @@ def _named_variables(built: RunPlan) -> dict[str, tf.Variable]:
 
 
 def batch_sizes(built: RunPlan, replicas: int, batch_size: int | None = None) -> dict[str, int]:
-    """Returns each stream's examples on a replica: the run's own, or in proportion to so many of the first stream."""
+    """Returns each stream's examples per replica, scaled to `batch_size` examples of the first stream if given."""
     usual = {name: size // replicas for name, size in built.batch_sizes.items()}
     first = next(iter(usual.values()))
     return {name: max(1, size * (batch_size or first) // first) for name, size in usual.items()}
@@ -108,18 +108,18 @@ def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: i
     """Lowers the step of a run.
 
     Args:
-      built: the run, built in `program`'s scope.
-      program: of how many replicas.
-      per_replica_batch_size: examples of the first stream on each replica; None for the run's own. Other streams grow
-        in proportion.
+      built: The run, built in `program`'s scope.
+      program: The strategy with the number of replicas.
+      per_replica_batch_size: The examples of the first stream on each replica; None for the run's own. Other streams
+        scale in proportion.
 
     Returns:
       The program and its manifest. `arguments` lists, in order, the step's number ("step"), the batch ("batch"), the
-      variables ("state": `output` is the number of the output that holds the new value, None where it does not change)
-      and constants ("constant"). `outputs` lists the record's numbers and the new values.
+      variables ("state") and constants ("constant"). The `output` of a variable is the number of the output that holds
+      its new value, or None if it does not change. `outputs` lists the record's numbers and the new values.
 
     Raises:
-      UserError: where XLA cannot compile the step.
+      UserError: If XLA cannot compile the step.
     """
     replicas = program.num_replicas_in_sync
     sizes = batch_sizes(built, replicas, per_replica_batch_size)
@@ -143,8 +143,8 @@ def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: i
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"XLA cannot compile this step ({reason}); leave out what it does not know, such as operations of "
-                "tensorflow-addons"
+                f"XLA cannot compile this step ({reason}); leave out operations that it does not support, such "
+                "as those of tensorflow-addons"
             ) from None
     module = hlo.canonical(module, "step")
     signature = hlo.signature(module)
@@ -190,27 +190,27 @@ def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: i
 
 
 def save(exported: Exported, folder: str) -> None:
-    """Writes the program and its manifest into a folder, which is made."""
+    """Writes the program and its manifest into a folder, creating it if necessary."""
     tf.io.gfile.makedirs(folder)
     write_bytes(os.path.join(folder, HLO), exported.module)
     write_json(os.path.join(folder, MANIFEST), exported.manifest)
 
 
 def _save_arrays(path: str, arrays: dict[str, np.ndarray], sha256: str) -> None:
-    """Writes arrays, and to which program they belong."""
+    """Writes arrays, with the hash of the program they belong to."""
     with io.BytesIO() as buffer:
         np.savez(buffer, hlo_sha256=np.array(sha256), **arrays)
         write_bytes(path, buffer.getvalue())
 
 
 def save_state(exported: Exported, folder: str) -> None:
-    """Writes the variables' present values, so that the program can be run."""
+    """Writes the variables' current values, from which the program can start."""
     values = {name: variable.numpy() for name, variable in exported.variables.items()}
     _save_arrays(os.path.join(folder, INITIAL), values, exported.sha256)
 
 
 def save_batches(built: RunPlan, exported: Exported, folder: str, count: int) -> None:
-    """Writes the run's first batches, `{step}/{stream}/{name}` -> array; for one replica."""
+    """Writes the run's first batches for one replica, `{step}/{stream}/{name}` -> array."""
     arrays = {}
     for stream, source in built.inputs.items():
         batch_size = built.batch_sizes[stream]

@@ -1,4 +1,4 @@
-"""Plans as lines for people."""
+"""Formats plans as text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def gib(nbytes: float) -> str:
 
 
 def step_table(told: dict[str, Any]) -> str:
-    """Returns `describe`'s answer as lines for people."""
+    """Returns the answer of `plan.describe` as a table."""
     versions = ", ".join(f"{name} {version}" for name, version in told["compiler"].items())
     rows = [("compiler", f"{told['compiled_in_seconds']:.0f} s ({versions})")]
-    # Of its memory a chip keeps some for itself.
+    # A chip reserves some of its memory.
     available = gib(told.get("available_bytes", told["memory_bytes_per_replica"]))
     if not told["fits"]:
         needed = gib(told["needed_bytes"]) if "needed_bytes" in told else told.get("message", "more than there is")
@@ -53,7 +53,7 @@ def step_table(told: dict[str, Any]) -> str:
 
 
 def search_line(name: str, found: Largest | str) -> str:
-    """Returns a search's answer, or why there is none, as a line for people."""
+    """Returns a line with a search's answer, or the reason why there is none."""
     if isinstance(found, str):
         said = f"not known: {found}"
     elif not found.batch_size:
