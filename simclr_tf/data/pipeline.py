@@ -173,13 +173,13 @@ def _rows(replica: tf.Tensor, per_replica: int) -> tf.Tensor:
 
 def _plans(plan: Callable[[tf.Tensor], _Plan], elements: int, per_replica: int) -> tf.data.Dataset:
     """Makes one plan for each element, many at a time."""
-    together = max(1, _EXAMPLES_PER_PLAN // per_replica)
+    elements_per_call = max(1, _EXAMPLES_PER_PLAN // per_replica)
 
-    def some(first: tf.Tensor) -> _Plan:
-        return plan(tf.range(first, tf.minimum(first + together, elements)))
+    def plan_from(first: tf.Tensor) -> _Plan:
+        return plan(tf.range(first, tf.minimum(first + elements_per_call, elements)))
 
-    starts = tf.data.Dataset.range(0, elements, together)
-    return starts.map(plain(some)).prefetch(1).unbatch()
+    starts = tf.data.Dataset.range(0, elements, elements_per_call)
+    return starts.map(plain(plan_from)).prefetch(1).unbatch()
 
 
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -301,9 +301,9 @@ def _passed_over(counts: Counter[str]) -> list[str]:
     """Returns a remark on skipped files and folders, if there are any."""
     if not counts:
         return []
-    told = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))]
+    counted = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))]
     others = sum(sorted(counts.values())[:-_MANY_KINDS])
-    return [f"passed over: {', '.join(told[:_MANY_KINDS])}" + (f" and {others} others" if others else "")]
+    return [f"passed over: {', '.join(counted[:_MANY_KINDS])}" + (f" and {others} others" if others else "")]
 
 
 def _once(names: list[str], split_of: list[str] | None, linked: dict[str, str], root: str) -> list[int]:

@@ -57,15 +57,15 @@ def remarks(found: Sequence[str], split_of: Sequence[str] | None) -> list[str]:
     sizes = np.unique([key for key in found if not key.startswith(_ALONE)], return_counts=True)[1]
     alone = len(found) - sum(sizes)
     others = f"; {alone} picture(s) that Data.group_by does not match stand alone" if alone else ""
-    told = [f"grouped by Data.group_by: {len(sizes)} group(s) of {min(sizes)} to {max(sizes)} pictures{others}"]
+    lines = [f"grouped by Data.group_by: {len(sizes)} group(s) of {min(sizes)} to {max(sizes)} pictures{others}"]
     places: dict[str, set[str]] = {}
     for key, split in zip(found, split_of or ()):
         places.setdefault(key, set()).add(split)
     several = [key for key, splits in places.items() if len(splits) > 1]
     if several:
         where = " and ".join(sorted(places[several[0]]))
-        told.append(f"{len(several)} group(s) lie in several folders of splits, such as {several[0]} in {where}")
-    return told
+        lines.append(f"{len(several)} group(s) lie in several folders of splits, such as {several[0]} in {where}")
+    return lines
 
 
 def choose(found: Sequence[str], labels: np.ndarray, share: float, rank: Callable[[str], bytes]) -> np.ndarray:

@@ -38,7 +38,7 @@ def load(source: Source, height: int, width: int, *, in_order: tf.data.Dataset |
 def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -> Resident:
     """Decodes PNG files of one size, checked in their headers; fails for anything else."""
     # Many at a time: a data set's overhead per element is as large as the cost of decoding a small image.
-    together, count = 32, source.num_examples
+    chunk, count = 32, source.num_examples
     head = tf.constant(png_header(height, width))
 
     def decode_all(encoded: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -46,13 +46,13 @@ def _quick(examples: tf.data.Dataset, source: Source, height: int, width: int) -
         tf.debugging.assert_equal(same, True, "not a PNG file of the expected size")
         with tf.control_dependencies([same]):
             images = [png_pixels(one, source.bit_depth) for one in tf.unstack(encoded)]
-        return tf.ensure_shape(tf.stack(images), [together, height, width, 3]), labels
+        return tf.ensure_shape(tf.stack(images), [chunk, height, width, 3]), labels
 
-    padded = examples.concatenate(examples.repeat().take(-count % together)).batch(together, drop_remainder=True)
+    padded = examples.concatenate(examples.repeat().take(-count % chunk)).batch(chunk, drop_remainder=True)
     images, labels = np.empty([count, height, width, 3], np.uint8), np.empty(count, np.int32)
-    for i, (some, their_labels) in enumerate(_parallel(padded, decode_all)):
-        here = slice(i * together, min((i + 1) * together, count))
-        images[here], labels[here] = some[: here.stop - here.start], their_labels[: here.stop - here.start]
+    for i, (chunk_images, chunk_labels) in enumerate(_parallel(padded, decode_all)):
+        here = slice(i * chunk, min((i + 1) * chunk, count))
+        images[here], labels[here] = chunk_images[: here.stop - here.start], chunk_labels[: here.stop - here.start]
     return Resident(images, labels, np.ones(count, bool))
 
 
