@@ -62,7 +62,7 @@ class Memory(tf.Module):
         checks.whole("Memory.queue_size", queue_size, hint=", or set Pretrain.make_memory to None for no memory")
         checks.number("Memory.decay", decay, least=0, below=1, hint=", such as 0.999")
         if online.head is None:
-            raise UserError("the memory needs a projection head, and the network has none")
+            raise UserError("the memory needs a projection head, but the network has none")
         self.queue_size, self.decay = queue_size, decay
         self._dtype = online.dtype
         with tf.variable_creator_scope(_once_per_replica):

@@ -229,7 +229,7 @@ class Pretrain(Stage):
         differ = disagreement(description.get("class_names"), self._train_source.class_names)
         if item != "classifier" or differ is None:
             return super().misfit(item, description)
-        return [f"class {differ[0]!r} there is {differ[1]!r} here"]
+        return [f"class {differ[0]!r} of that run is {differ[1]!r} here"]
 
     def after_initialize(self, taken=()):
         """See `Stage`; copies the online network into the momentum network, unless that was taken."""

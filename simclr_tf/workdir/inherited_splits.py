@@ -47,7 +47,7 @@ def settle(
 
     if not _same(before.source, ast.literal_eval(texts["Data.source"])):
         without(*mine)
-        return _told(before, f"are of the data of {flag}, not of {before.source}")
+        return _told(before, f"came with the data of {flag}, not with {before.source}")
     found = _overlap(before, data_dir) if _learns_labels(mode) else None
     if found is None or not found.count:
         return []
@@ -69,7 +69,7 @@ def _told(before: Data, why: str) -> list[str]:
         return []
     left = " and ".join(f"Data.{name}={getattr(before, name)!r}" for name in changed)
     taken = " and ".join(f"{getattr(after, name)!r}" for name in changed)
-    return [f"{left} {why}; taken instead: {taken} (set them for others)"]
+    return [f"{left} {why}; using {taken} instead (set these yourself to change that)"]
 
 
 def _same(one: str, other: str) -> bool:

@@ -138,9 +138,9 @@ INHERITED = ["Data.source = 'embedded:cifar10_mini'", "Data.train_split = 'train
         ("pretrain", {1: "all"}, [], ("all", "test"), None),
         ("distill", {1: "all"}, [], ("all", "test"), None),
         ("distill", {1: "all"}, ["Distill.alpha=0.5"], ("train", "test"), "1,000 of the 1,000"),
-        ("finetune", {}, ["Data.source='folder:x'"], ("train", "test"), "'train[:50]' are of the data of --x"),
+        ("finetune", {}, ["Data.source='folder:x'"], ("train", "test"), "'train[:50]' came with the data of --x"),
         ("finetune", {1: "train"}, ["Data.source='folder:x'"], ("train", "test"), None),
-        ("pretrain", {}, ["Data.source='folder:x'"], ("train", "test"), "'train[:50]' are of the data of --x"),
+        ("pretrain", {}, ["Data.source='folder:x'"], ("train", "test"), "'train[:50]' came with the data of --x"),
     ],
 )  # fmt: skip
 def test_inherited_splits(mode, changes, params, splits, told):

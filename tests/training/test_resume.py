@@ -292,7 +292,7 @@ def test_a_probe_of_other_classes_starts_anew(whole):
     description = read_architecture(str(whole), "--init_from")
     assert stage.misfit("classifier", description) == []
     renamed = {**description, "class_names": ["zebra", *description["class_names"][1:]]}
-    assert stage.misfit("classifier", renamed) == ["class 'zebra' there is 'airplane' here"]
+    assert stage.misfit("classifier", renamed) == ["class 'zebra' of that run is 'airplane' here"]
     assert stage.misfit("encoder", renamed) == []
     assert stage.misfit("memory/queue", {**description, "memory": None}) == ["that run has no memory"]
 
