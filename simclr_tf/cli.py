@@ -188,6 +188,8 @@ def _run_sequence() -> None:
             )
         demo.run(WORKDIR.value, others=others)
         return
+    from simclr_tf import configurables  # noqa: F401  (registers what the stages' settings name)
+
     sequence.run_all(WORKDIR.value, gin_files=GIN_FILE.value, gin_params=GIN_PARAM.value, others=others)
 
 

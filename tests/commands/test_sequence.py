@@ -8,7 +8,7 @@ import pytest
 from command import simclr
 
 from simclr_tf.commands import sequence
-from simclr_tf.core.errors import UsageError
+from simclr_tf.core.errors import UsageError, UserError
 
 LABELLED = 20
 
@@ -29,6 +29,13 @@ def test_commands_run_from_any_folder(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     sequence.run_command("--help")
     assert "--workdir" in capfd.readouterr().out
+
+
+def test_settings_are_read_before_the_first_stage(tmp_path, capfd):
+    with pytest.raises(UserError, match="exit code 1"):  # A process of its own, where nothing else was imported.
+        sequence.run_command("--mode=all", f"--workdir={tmp_path}/runs", "--gin_param=distill:Distil.alpha=0.5")
+    assert "Distill.alpha" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
