@@ -17,7 +17,7 @@ from logging import LogRecord, getLogger
 from absl import flags, logging
 
 from simclr_tf.core import windows_paths
-from simclr_tf.core.errors import StartAgain, UsageError, UserError, first_line
+from simclr_tf.core.errors import StartAgain, UsageError, UserError, first_line, visible
 from simclr_tf.core.files import refusal
 from simclr_tf.distribute import preemption
 from simclr_tf.models import bundled
@@ -197,8 +197,10 @@ def _run_plan(operation: Operation) -> None:
     """Builds runs for machines elsewhere: the user's configuration, plus the bindings that the planner varies."""
     from simclr_tf import configurables
     from simclr_tf.commands.plan import chips, compiler, plan
+    from simclr_tf.data.sources.known_sizes import numbers_suffice
     from simclr_tf.settings import gin_config
     from simclr_tf.settings.run_context import RunContext
+    from simclr_tf.workdir import inherited_splits
 
     shown = _shown_mode()
     wanted = OPERATIONS[shown]
@@ -208,12 +210,23 @@ def _run_plan(operation: Operation) -> None:
     if "teacher" in wanted.needs and not TEACHER.value:
         raise UsageError(f"--teacher is missing, which --mode={MODE.value} of {shown} needs: {described('teacher')}")
     # A plan is for TPUs, which compute in bfloat16 by default. An exported step follows this machine's default.
-    defaults = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
+    inherited = ["train.precision = 'bfloat16'"] if MODE.value == "plan" else []
+    inherited += _inherited(operation)
+
+    def parse(kept: list[str], *bindings: str) -> None:
+        inherited[:] = kept
+        gin_config.parse(shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=kept)
+
+    def settle() -> None:
+        parse(inherited)
+        flag = "--init_from" if INIT_FROM.value else "--teacher"
+        with numbers_suffice():
+            told = inherited_splits.settle(parse, tuple(inherited), mode=shown, flag=flag, data_dir=DATA_DIR.value)
+        for line in told:
+            print(visible(line), flush=True)
 
     def build(program, bindings: list[str]):
-        gin_config.parse(
-            shown, GIN_FILE.value, [*GIN_PARAM.value, *bindings], inherited=[*defaults, *_inherited(operation)]
-        )
+        parse(inherited, *bindings)
         context = RunContext(
             workdir=WORKDIR.value,
             strategy=program,
@@ -228,11 +241,13 @@ def _run_plan(operation: Operation) -> None:
         raise UsageError(f"--mode={MODE.value} has no --dry_run: it trains nothing")
     if MODE.value == "export_step":
         _check_writable(WORKDIR.value)
+        settle()
         batches = 4 if BATCHES.value is None else BATCHES.value
         plan.export_step(build, workdir=WORKDIR.value, batches=batches, init_from=INIT_FROM.value)
         return
     topologies = [chips.parse_topology(name) for name in TOPOLOGY.value.split(",")]
     _check_writable(WORKDIR.value)
+    settle()
     plan.plan(
         build,
         topologies,

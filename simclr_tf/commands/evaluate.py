@@ -70,7 +70,7 @@ def run_eval(context: RunContext, data: Data, batch_size: int = 256, precision: 
     examples = _open(data, data.eval_split, context.data_dir, network.num_classes, description["class_names"])
     context.settings.check_read()
     opened.tell(context, examples.source, purpose="to measure")
-    shared = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir)
+    shared = opened.of_run(context.workdir, "--workdir", examples.source, context.data_dir, with_probe=True)
     if shared is not None and shared.count:
         context.say(f"  trained on: {shared.words}; the result says little about new images")
     if context.dry_run:
@@ -151,8 +151,13 @@ def run_knn(
         network, _, path = load_network(context.workdir, precision=resolve_precision(precision))
     splits = [_open(data, split, context.data_dir) for split in (data.train_split, data.eval_split)]
     context.settings.check_read()
+    bank_source, query_source = (split.source for split in splits)
+    opened.tell(context, bank_source, query_source)
+    shared = overlap.between(bank_source, query_source, labels=True)
+    if shared.count:
+        context.say(f"  in both splits: {shared.words}; no image votes for itself")
     if context.dry_run:
-        context.say(f"knn: would compare {splits[1].source.name} with {splits[0].source.name}, using {path}")
+        context.say(f"knn: would compare {query_source.name} with {bank_source.name}, using {path}")
         return {}
 
     def features(batch):
@@ -162,11 +167,6 @@ def run_knn(
             )
         }
 
-    bank_source, query_source = (split.source for split in splits)
-    opened.tell(context, bank_source, query_source)
-    shared = overlap.between(bank_source, query_source, labels=True)
-    if shared.count:
-        context.say(f"  in both splits: {shared.words}; no image votes for itself")
     bank, queries = (
         collect.collect(context.strategy, split, features, batch_size=batch_size, max_bad_images=data.max_bad_images)
         for split in splits

@@ -203,6 +203,7 @@ class Distill(Stage):
             "stage": self.name,
             "network": self.network.describe(),
             "teacher": self._teacher.describe(),
+            "alpha": self._alpha,
             "class_names": self._class_names,
             "data": self._data.describe(),
             "augment": self._augment.describe(),

@@ -74,19 +74,28 @@ def tell_run(
     found = {}
     learns = {"labelled"} if stage.first_stream != "images" or stage.network.classifier is None else {"images"}
     own = [overlap.between(one.source, measured, labels=name in learns) for name, one in inputs.items()]
-    if (most := max(own, key=lambda one: (one.count > 0 and one.labels, one.count))).count:
+    if (most := _worst(own)).count:
         context.say(f"  trained on: {most.words}; the result says little about new pictures")
         found["overlap"] = most._asdict()
     for flag, workdir in (("--init_from", context.init_from), ("--teacher", context.teacher)):
-        before = of_run(workdir, flag, measured, context.data_dir) if workdir else None
+        takes_probe = flag == "--init_from" and "classifier" in stage.initial_items()
+        before = of_run(workdir, flag, measured, context.data_dir, with_probe=takes_probe) if workdir else None
         if before is not None and before.count:
             context.say(f"  {flag} was trained on {before.words}")
             found["overlap_of_start"] = before._asdict()
     return found
 
 
-def of_run(workdir: str, flag: str, measured: Source, data_dir: str | None) -> Overlap | None:
-    """Returns how much of a source an earlier run was trained on; None if that cannot be known."""
+def of_run(workdir: str, flag: str, measured: Source, data_dir: str | None, *, with_probe: bool) -> Overlap | None:
+    """Returns how much of a source an earlier run was trained on; None if that cannot be known.
+
+    Args:
+      workdir: of the earlier run.
+      flag: what `workdir` was given as, for messages.
+      measured: what is measured now.
+      data_dir: where data sets lie.
+      with_probe: whether the probe of a pretraining run, which learns from labels, is in use, too.
+    """
     if not tf.io.gfile.exists(os.path.join(workdir, records.ARCHITECTURE)):
         return None
     description = read_architecture(workdir, flag)
@@ -94,12 +103,20 @@ def of_run(workdir: str, flag: str, measured: Source, data_dir: str | None) -> O
         return None
     data = Data(**description["data"])
     # Pretraining's probe learns from labels, but the encoder that other runs start from does not.
-    labels = description.get("stage") not in ("pretrain", "distill")
+    stage, found = description.get("stage"), []
     try:
-        trained = data.open_labelled(data_dir) if labels else data.open(data.train_split, data_dir)
+        if stage in ("pretrain", "distill"):
+            source, labels = data.open(data.train_split, data_dir), with_probe and stage == "pretrain"
+            found.append(overlap.between(source, measured, labels=labels))
+        if stage not in ("pretrain", "distill") or description.get("alpha", 1) < 1:
+            found.append(overlap.between(data.open_labelled(data_dir), measured, labels=True))
     except UserError:  # Its data may be on another machine.
         return None
-    return overlap.between(trained, measured, labels=labels)
+    return _worst(found)
+
+
+def _worst(found: Sequence[Overlap]) -> Overlap:
+    return max(found, key=lambda one: (one.count > 0 and one.labels, one.count))
 
 
 def _splits(source: Source) -> list[str]:

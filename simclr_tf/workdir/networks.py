@@ -95,7 +95,8 @@ def _table(shapes: dict[str, list[int]], taken: set[str], anew: dict[str, list[s
         if first in ("_CHECKPOINTABLE_OBJECT_GRAPH", "step", "save_counter"):
             continue
         block = f"{first}/{second}" if first in ("encoder", "memory") else first
-        counts[block, "restored" if {first, block} & taken else "skipped"] += 1
+        if block not in anew:  # Told with the reason.
+            counts[block, "restored" if {first, block} & taken else "skipped"] += 1
     rows = [f"  {block:<24} {what:<9} {count:>5} variables" for (block, what), count in sorted(counts.items())]
     rows += [f"  {name:<24} starts anew: {'; '.join(why)}" for name, why in anew.items()]
     return [*rows, "  learning rate, optimizer and order of images start anew"]

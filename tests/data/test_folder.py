@@ -170,6 +170,7 @@ def test_classes_are_those_of_all_splits(tmp_path):
     [
         (["train/1.png", "bus/1.png", "car/1.png"], ("bus", "car", "train"), None),
         (["train/a/1.png", "holdout/a/1.png"], ("holdout", "train"), "'train' is taken for a class"),
+        (["x_train/a/1.png", "x-test/a/1.png"], ("x-test", "x_train"), "'x_train' and 'x-test' are classes here"),
         (["unlabeled/a/1.png", "unlabeled/b/1.png"], ("a", "b"), "unlabeled, which is taken as"),
         (["zip/a/1.png", "zip/b/1.png"], ("a", "b"), "zip, which is taken as"),
         (["zip/a/1.png", "zip/b/1.png", "1.png"], None, "did you mean folder:{tmp}/zip?"),

@@ -93,6 +93,18 @@ def test_neighbours_are_others(pretrained):
     assert max(top_1.values()) < 1  # Labels by lot.
 
 
+def test_planners_inherit_as_training_does(pretrained, tmp_path):
+    flags = ("--mode=export_step", "--stage=finetune", f"--init_from={pretrained[0]}", f"--workdir={tmp_path}/step")
+    done = simclr(*flags, "--batches=0", *gin(*NEXT))  # Too few, which is said when all has been settled.
+    assert "Data.train_split='all' of --init_from would train on 6 of the 6" in done.out and done.code == 1
+
+
+def test_a_probe_learns_from_labels(pretrained, folder):
+    test = open_source(f"folder:{folder}", "test")
+    found = [opened.of_run(str(pretrained[0]), "--x", test, None, with_probe=one) for one in (False, True)]
+    assert found == [(6, 6, False), (6, 6, True)]
+
+
 def test_a_classifier_is_measured_on_what_it_learnt(pretrained):
     done = simclr("--mode=eval", f"--workdir={pretrained[0]}", "--gin_param=Data.eval_split='train[:20]'")
     assert done.code == 0, done.err

@@ -262,8 +262,10 @@ class FolderSource(Source):
     @functools.lru_cache(maxsize=None)  # noqa: B019  (a source lives as long as the run)
     def resident(self) -> Resident | None:
         """See `Source`."""
+        attempt = functools.partial(try_decode, self.read, bit_depth=self.bit_depth)
+        attempt = tf.function(attempt, autograph=False)  # Traced once, however many images are unreadable.
         for i in range(min(8, self.num_examples)):
-            image, _, sound = try_decode(self.read, tf.constant(i, tf.int64), bit_depth=self.bit_depth)
+            image, _, sound = attempt(tf.constant(i, tf.int64))
             if sound:
                 height, width = image.shape[:2]
                 small = max(height, width) <= _LARGEST_RESIDENT_SIDE
@@ -409,6 +411,16 @@ def _doubts(parts: Sequence[list[str]], path: str) -> Iterable[str]:
             yield f"folder {name!r} is taken for a class, as there is no folder for testing or validation beside it"
         if len(below) == 1 and len(inside - {""}) > 1:
             yield f"{name!r} is the only folder, so there are no classes; did you mean folder:{path}/{name}?"
+    yield from _half_named(sorted(below))
+
+
+def _half_named(classes: Sequence[str]) -> Iterable[str]:
+    """Returns a remark on classes with names of splits in their names, such as seg_train and seg_test."""
+    usual = {name: {splits.usual_name(word) for word in name.replace("-", "_").split("_")} for name in classes}
+    train = [name for name, found in usual.items() if splits.TRAIN in found]
+    other = [name for name, found in usual.items() if found & {splits.TEST, splits.VAL}]
+    if train and other:
+        yield f"folders {train[0]!r} and {other[0]!r} are classes here; to make them splits, call them train and test"
 
 
 def _hash_split(digests: list[bytes], labels: np.ndarray, found: list[str] | None) -> dict[str, np.ndarray]:
