@@ -105,9 +105,7 @@ def main() -> None:
             rate = _common.spread(2 * options.images / value for value in values)
             gain = _common.spread(_common.ratios(values, seconds["ours"]), 2)
             rows.append((peers[name].name, rate, gain))
-        print(
-            f"\n{precision}\n\n{_common.table(('step', 'views/s', 'ours is so many times as fast'), rows)}", flush=True
-        )
+        print(f"\n{precision}\n\n{_common.table(('step', 'views/s', 'speedup of our step'), rows)}", flush=True)
         for peer in peers.values():
             peer.close()
 

@@ -186,7 +186,7 @@ def main() -> None:
         share = flops / statistics.median(values) / peaks[precision]
         label = "published, stand-in, no augmentation" if name == "published" else f"ours, {name}"
         rows.append((label, _common.spread(rate), _common.spread(gain, 2), f"{100 * share:.0f} %"))
-    print(_common.table(("step", "views/s", "times the published", "of the product peak"), rows))
+    print(_common.table(("step", "views/s", "times the published", "of the matmul peak"), rows))
     for precision, peak in peaks.items():
         print(f"product peak, {precision}: {peak / 1e9:.0f} GFLOP/s")
     share = [a / b for a, b in zip(seconds["augmentation"], seconds[precisions[0]])]

@@ -125,19 +125,21 @@ def compile_for(
         "chip_config": topology.chip.chip_config,
         "num_replicas": num_replicas,
     }
-    named = json.dumps([request, hashlib.sha256(module).hexdigest(), _compiler(folder)], sort_keys=True)
-    path = os.path.join(cache, f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.json")
+    key = json.dumps([request, hashlib.sha256(module).hexdigest(), _compiler(folder)], sort_keys=True)
+    path = os.path.join(cache, f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json")
     known = _known(path)
     if known is not None:
         return {**known, "cached": True}
     with tempfile.TemporaryDirectory() as scratch:
-        hlo, asked, answered = (os.path.join(scratch, name) for name in ("step.hlo", "request.json", "answer.json"))
-        with open(hlo, "wb") as file:
+        hlo_path, request_path, answer_path = (
+            os.path.join(scratch, name) for name in ("step.hlo", "request.json", "answer.json")
+        )
+        with open(hlo_path, "wb") as file:
             file.write(module)
-        with open(asked, "w") as file:
-            json.dump({**request, "hlo": hlo}, file)
+        with open(request_path, "w") as file:
+            json.dump({**request, "hlo": hlo_path}, file)
         # -I hides this package and TensorFlow's environment from the other Python.
-        command = [_python(folder), "-I", _WORKER, "compile", asked, answered]
+        command = [_python(folder), "-I", _WORKER, "compile", request_path, answer_path]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
         except OSError as error:
@@ -160,7 +162,7 @@ def compile_for(
                 f"the TPU compiler failed for {topology.name} ({lines[-1].strip() if lines else result.returncode}); "
                 f"try it by itself: {_python(folder)} -c 'import jax; print(jax.__version__)'"
             )
-        with open(answered) as file:
+        with open(answer_path) as file:
             answer = json.load(file)
     tf.io.gfile.makedirs(cache)
     write_json(path, answer)

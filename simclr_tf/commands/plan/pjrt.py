@@ -213,6 +213,7 @@ class Step:
             shape[0] *= len(self.devices)
         if list(array.shape) != shape:
             raise ValueError(f"{argument['name']} has shape {list(array.shape)}; the step takes {shape}")
+        # By default JAX would narrow the int64 step and indices to int32.
         with jax.enable_x64(True):
             return jax.device_put(array, self._split if divided else self._whole)
 
@@ -242,6 +243,7 @@ class Step:
             self._fixed["state"][output["name"]] = jax.make_array_from_single_device_arrays(
                 tuple(output["shape"]), self._whole, parts
             )
+        # The record is the same on all replicas.
         return dict(zip(outputs[0]["names"], map(float, np.asarray(results[0][0]))))
 
     def state(self) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def hollow_variables() -> Iterator[None]:
         dtype = tf.as_dtype(dtype if dtype is not None else getattr(value, "dtype", tf.float32))
         key = (tuple(shape), dtype)
         if key not in zeros:
+            # Outside of any graph under construction, so that variables made elsewhere can share the tensor.
             with tf.init_scope():
                 zeros[key] = tf.zeros(shape, dtype)
         kwargs.update(initial_value=zeros[key], shape=shape, dtype=dtype)
@@ -133,7 +134,7 @@ def export(built: RunPlan, program: ReplicaProgram, *, per_replica_batch_size: i
         for (stream, name, _), tensor in zip(rows, tensors):
             batch.setdefault(stream, {})[name] = tensor
         record = built.loop.one_step(batch, number)
-        names[:] = record
+        names[:] = record  # Tracing tells the record's names.
         return tf.stack(list(record.values()))
 
     with program.tracing():

@@ -32,7 +32,7 @@ def step_table(told: dict[str, Any]) -> str:
             else ""
         )
         least, most = ("at least", "at most") if bound["at_least"] else ("about", "about")
-        surely = "" if bound["at_least"] else f" (at least {bound['least_hours']:.3g})"
+        bound_note = "" if bound["at_least"] else f" (at least {bound['least_hours']:.3g})"
         seconds = ", ".join(f"{name} {1000 * value:.3g}" for name, value in bound["seconds"].items())
         rows += [
             ("fits", f"yes: {gib(memory['total'])} of {available} per replica ({parts})"),
@@ -43,7 +43,7 @@ def step_table(told: dict[str, Any]) -> str:
             ("a step takes", f"{least} {1000 * bound['step_seconds']:.3g} ms ({bound['bound_by']}; {seconds})"),
             (
                 "the run takes",
-                f"{least} {bound['hours']:.3g} hours{surely}, {bound['chip_hours']:.4g} chip-hours: "
+                f"{least} {bound['hours']:.3g} hours{bound_note}, {bound['chip_hours']:.4g} chip-hours: "
                 f"{told['steps']} steps ({told['epochs']:g} epochs), {most} {bound['images_per_second']:.4g} images/s",
             ),
         ]
@@ -55,13 +55,13 @@ def step_table(told: dict[str, Any]) -> str:
 def search_line(name: str, found: Largest | str) -> str:
     """Returns a line with a search's answer, or the reason why there is none."""
     if isinstance(found, str):
-        said = f"not known: {found}"
+        text = f"not known: {found}"
     elif not found.batch_size:
-        said = "none"
+        text = "none"
     else:
-        said = str(found.batch_size)
+        text = str(found.batch_size)
         if not found.exact:
-            said += f" or more (after {len(found.tries)} tries)"
+            text += f" or more (after {len(found.tries)} tries)"
         elif found.at_limit:
-            said += ", the whole batch"
-    return f"    {name:<28}{said}"
+            text += ", the whole batch"
+    return f"    {name:<28}{text}"
