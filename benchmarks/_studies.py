@@ -128,7 +128,7 @@ def _size() -> Study:
         "Bigger networks",
         "Bigger networks gain more, especially with few labels.",
         "Two widths and two depths, with and without selective kernels, all at 24 pixels. Each network was pretrained "
-        "once, for two epochs; all runs have the same number of steps.",
+        "once, for two epochs; all networks take the same number of steps.",
         runs,
         tuple(hidden),
         "Confirmed in part. Fine-tuning with 1 % of the labels gains (three seeds, paired; ± 95 %) 5.7 ± 0.6 points "
