@@ -38,8 +38,16 @@ def _has_bfloat16() -> bool:
     if gpus:
         capabilities = (tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus)
         return all(capability is not None and capability[0] >= 8 for capability in capabilities)
+    return cpu_has_bfloat16()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether oneDNN computes bfloat16 on this CPU, quickly and adding up in float32.
+
+    TensorFlow's own kernels widen every number, are slower than in float32, and may add up in bfloat16.
+    """
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
-        return False  # TensorFlow's own kernels widen every number and are slower in bfloat16 than in float32.
+        return False
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 

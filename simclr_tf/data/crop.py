@@ -14,7 +14,7 @@ EVALUATION_PROPORTION = 0.875
 LARGEST_UNCROPPED_SIZE = 32  # Images of this size or less are evaluated whole (CIFAR-10).
 
 # Share of the image's area: the effect of `min_object_covered` in TensorFlow's operation when there are no objects.
-_LEAST_PUBLISHED_AREA = 0.1
+LEAST_PUBLISHED_AREA = 0.1
 _ATTEMPTS = 10
 _DRAWS = 2 * _ATTEMPTS + 2
 
@@ -59,7 +59,8 @@ def random_crop_box(
       seed: [..., 2] int32; unused if `draws` is given.
       height: [...] integers, the image's height in pixels.
       width: [...] integers, the image's width in pixels.
-      area_range: minimum and maximum share of the image's area; a minimum of 1 takes the whole image.
+      area_range: minimum and maximum share of the image's area; a minimum of 1 takes the whole image, or
+        the largest central part within `ratio_range`.
       ratio_range: minimum and maximum width / height.
       kind: "paper" or "published".
       draws: result of `crop_draws(seed)`, if it has been computed already.
@@ -69,8 +70,6 @@ def random_crop_box(
       width / height lies in `ratio_range`.
     """
     height, width = tf.cast(height, tf.int32), tf.cast(width, tf.int32)
-    if area_range[0] >= 1.0:
-        return tf.zeros_like(height), tf.zeros_like(width), height, width
     if draws is None:
         draws = crop_draws(seed)
     full = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -146,7 +145,7 @@ def _by_area(share, ratio, full, area_range, ratio_range):
 def _by_height(place, ratio, full, area_range, ratio_range):
     """Makes attempts as TensorFlow's operation does; see `_by_area`."""
     height, width = full
-    least_share = max(area_range[0], _LEAST_PUBLISHED_AREA)
+    least_share = max(area_range[0], LEAST_PUBLISHED_AREA)
     most_share, ratio = _what_fits(ratio, full, least_share, ratio_range)
     least, most = (share * height * width for share in area_range)
     highest = tf.round(tf.sqrt(most / ratio))

@@ -19,7 +19,7 @@ def spatial_mean(maps: tf.Tensor, *, keepdims: bool = False) -> tf.Tensor:
     Returns:
       [B, C] or [B, 1, 1, C], in the maps' type.
     """
-    return tf.cast(tf.reduce_mean(_wide(maps), axis=[1, 2], keepdims=keepdims), maps.dtype)
+    return tf.cast(tf.reduce_mean(wide(maps), axis=[1, 2], keepdims=keepdims), maps.dtype)
 
 
 def flat(output: tf.Tensor) -> tf.Tensor:
@@ -48,7 +48,7 @@ def scale_channels(maps: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor | None = 
         axes, keepdims = ([0, 1, 2], False) if factors[0].shape.rank == 1 else ([1, 2], True)
 
         def summed(values):
-            return tf.cast(tf.reduce_sum(_wide(values), axis=axes, keepdims=keepdims), factors[0].dtype)
+            return tf.cast(tf.reduce_sum(wide(values), axis=axes, keepdims=keepdims), factors[0].dtype)
 
         def gradients(upstream):
             sums = [summed(upstream * maps), summed(upstream)][: len(factors)]
@@ -57,9 +57,9 @@ def scale_channels(maps: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor | None = 
         return forward(maps, *factors), gradients
 
     factors = [scale] if shift is None else [scale, shift]
-    return forward(maps, *factors) if _wide(maps) is maps else with_wide_sums(maps, *factors)
+    return forward(maps, *factors) if wide(maps) is maps else with_wide_sums(maps, *factors)
 
 
-def _wide(x: tf.Tensor) -> tf.Tensor:
+def wide(x: tf.Tensor) -> tf.Tensor:
     """Casts types narrower than float32 to float32, in which long sums are precise."""
     return x if x.dtype.size >= 4 else tf.cast(x, tf.float32)

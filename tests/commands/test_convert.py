@@ -151,6 +151,9 @@ KINDS = {
     "simclrv1/pretrain/1x": 0,
     "r10_finetuned_100pct": 0,
     "finetuned_10pct-r10": 1,
+    "FINETUNED_100PCT/R10": 0,
+    "Finetuned-10pct/r10": 1,
+    "Distilled_10pct/r10": 0,
     "pretrained/simclrv2/finetuned_10pct/r10": 1,  # The deepest folder tells.
     "distill_of_mine/pretrained/r10": 0,
     "runs/mine": None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference import FOLDER
 
+from simclr_tf.core.errors import UserError
 from simclr_tf.core.tf import tf
 from simclr_tf.data.augment.augment import Augment
 from simclr_tf.data.crop import central_crop_box, crop_draws, evaluation_crop_box, random_crop_box, resize
@@ -147,10 +148,36 @@ def test_mean_area_on_squares(kind, mean):
     assert h.astype(float) @ w / 60_000 / 1e6 == pytest.approx(mean, abs=0.003)
 
 
-def test_all_is_taken_where_all_is_asked_for():
-    for height, width in ((33, 32), (224, 224), (375, 500)):
-        box = Augment(area_min=1, area_max=1).crop_box(seeds(50), height, width)
-        assert [int(part) for part in box] == [0, 0, height, width]
+@KINDS
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (33, 32), (224, 224), (375, 500), (4000, 3000), (9999, 9973)])
+def test_all_is_taken_where_all_is_asked_for(kind, height, width):
+    box = np.stack(Augment(area_min=1, crop=kind).crop_box(seeds(50), height, width), axis=-1)
+    np.testing.assert_array_equal(box, [[0, 0, height, width]] * 50)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [((3 / 4, 4 / 3), (0, 433, 100, 133)), ((2, 3), (0, 350, 100, 300)), ((1 / 3, 1 / 2), (0, 475, 100, 50))],
+)
+def test_all_of_an_elongated_image_is_what_the_ratios_allow(kind, ratios, expected):
+    """Ratios may leave out those of squares."""
+    augment = Augment(area_min=1, ratio_min=ratios[0], ratio_max=ratios[1], crop=kind)
+    np.testing.assert_array_equal(np.stack(augment.crop_box(seeds(50), 100, 1000), axis=-1), [expected] * 50)
+
+
+@KINDS
+@pytest.mark.parametrize("ratios", [(2, 3), (0.2, 0.3), (1, 1), (0.01, 100)])
+@pytest.mark.parametrize(("height", "width"), [(300, 300), (100, 1000), (900, 100), (65_535, 65_535)])
+def test_any_range_of_ratios_is_kept(kind, ratios, height, width):
+    _, _, h, w = (part.numpy() for part in random_crop_box(seeds(500), height, width, ratio_range=ratios, kind=kind))
+    assert ((w + 0.5) / (h - 0.5) >= ratios[0]).all() and ((w - 0.5) / (h + 0.5) <= ratios[1]).all()
+    assert (h <= height).all() and (w <= width).all()
+
+
+def test_areas_that_published_crops_refuse():
+    with pytest.raises(UserError, match="area_max is 0.05.*takes no area under 0.1"):
+        Augment(area_min=0.01, area_max=0.05, crop="published")
 
 
 def test_augment_passes_its_kind_of_crops_on():

@@ -10,6 +10,7 @@ from sources import MODULES
 
 from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.blocks import SelectiveKernel, SqueezeExcite, bottleneck
+from simclr_tf.models.convolution import convolve, exchanged_gradients
 from simclr_tf.models.means import flat, scale_channels, spatial_mean
 from simclr_tf.models.normalization import BatchNorm
 
@@ -68,6 +69,22 @@ def test_factors_of_channels_get_the_whole_gradient(size):
         gradients(scale_channels, inputs, tf.bfloat16), gradients(scale_channels, inputs, tf.float64)
     ):
         assert error(actual, expected) < ROUNDING
+
+
+@pytest.mark.parametrize("size, kernel, strides", [(112, 1, 1), (112, 3, 1), (56, 3, 2), (112, 7, 2)])
+def test_kernels_of_convolutions_get_the_whole_gradient(size, kernel, strides):
+    """As the loop takes it on CPUs."""
+
+    def convolution(x, weights):
+        with exchanged_gradients():
+            return convolve(x, weights, strides=strides)
+
+    rng = np.random.default_rng(1)
+    inputs = [maps("uniform", size, 4), tf.cast(rng.uniform(1, 2, (kernel, kernel, 4, 4)), tf.bfloat16)]
+    for actual, expected in zip(
+        gradients(convolution, inputs, tf.bfloat16), gradients(convolution, inputs, tf.float64)
+    ):
+        assert error(actual, expected) < 4 * ROUNDING
 
 
 @pytest.mark.parametrize("channels", [1, 3, 32])

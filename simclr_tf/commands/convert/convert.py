@@ -31,8 +31,9 @@ _ASIDE = ".converting."
 # in google-research/simclr issue 109). SimCLRv1 classifiers, linear probes, networks trained from scratch and students
 # (trained without a head) read the encoder.
 _KIND = re.compile(
-    r"(?<![a-z0-9])(?:(finetuned)_(?!100pct)\d+pct|(?:finetuned?|distill)_\d+pct)(?![a-z0-9])"
-    r"|^(?:pretrain(?:ed)?|supervised)$"
+    r"(?<![a-z0-9])(?:(finetuned)[-_]?(?!100pct)\d+pct|(?:finetuned?|distill(?:ed)?)[-_]?\d+pct)(?![a-z0-9])"
+    r"|^(?:pretrain(?:ed)?|supervised)$",
+    re.IGNORECASE,
 )
 # The image sizes in pixels that networks with either stem were published for.
 _IMAGE_SIZES = {"imagenet": 224, "cifar": 32}

@@ -18,7 +18,7 @@ from simclr_tf.data.augment.addons import random_cutout, random_rotation
 from simclr_tf.data.augment.blur import random_blur
 from simclr_tf.data.augment.color import BRIGHTNESS_KINDS, color_jitter, random_gray
 from simclr_tf.data.augment.random_step import RandomStep, channels_first, channels_last, choose, draw_all, random_step
-from simclr_tf.data.crop import CROP_KINDS, Box, random_crop_box
+from simclr_tf.data.crop import CROP_KINDS, LEAST_PUBLISHED_AREA, Box, random_crop_box
 from simclr_tf.data.decode import unit_images
 
 # At this strength hue shifts by up to half a turn either way, which reaches every hue.
@@ -60,7 +60,8 @@ class Augment:
         """Checks the parameters.
 
         Args:
-          area_min: minimum share of the image's area that a crop takes, in (0, 1]; 1 takes whole images.
+          area_min: minimum share of the image's area that a crop takes, in (0, 1]; 1 takes whole images, or
+            the largest central part within the ratios.
           area_max: maximum share, in [area_min, 1].
           ratio_min: minimum width / height of a crop, positive.
           ratio_max: maximum width / height.
@@ -106,6 +107,11 @@ class Augment:
             name for name in ("cutout_probability", "rotation_probability") if getattr(self, name) > 0
         )
         checks.choice("Augment.crop", crop, CROP_KINDS)
+        if crop == "published" and self.area_range[1] < LEAST_PUBLISHED_AREA:
+            raise UserError(
+                f"Augment.area_max is {area_max!r}, but Augment.crop = 'published' takes no area under "
+                f"{LEAST_PUBLISHED_AREA:g}; raise the one or set the other to 'paper'"
+            )
         checks.choice("Augment.brightness", brightness, BRIGHTNESS_KINDS)
         self.crop, self.brightness = crop, brightness
         for name in self.steps_without_xla:
