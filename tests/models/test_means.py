@@ -10,7 +10,7 @@ from sources import MODULES
 
 from simclr_tf.core.tf import keras, tf
 from simclr_tf.models.blocks import SelectiveKernel, SqueezeExcite, bottleneck
-from simclr_tf.models.convolution import convolve, exchanged_gradients
+from simclr_tf.models.convolution import convolve, cpu_kernel_gradients
 from simclr_tf.models.means import flat, scale_channels, spatial_mean
 from simclr_tf.models.normalization import BatchNorm
 
@@ -76,7 +76,7 @@ def test_kernels_of_convolutions_get_the_whole_gradient(size, kernel, strides):
     """As the loop takes it on CPUs."""
 
     def convolution(x, weights):
-        with exchanged_gradients():
+        with cpu_kernel_gradients():
             return convolve(x, weights, strides=strides)
 
     rng = np.random.default_rng(1)
