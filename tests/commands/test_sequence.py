@@ -21,7 +21,7 @@ def test_values_for_one_stage_or_all():
     assert sequence.params_for_stage(own, "pretrain") == [own[0], own[2], own[3]]
     assert sequence.params_for_stage(own, "finetune") == [own[1], own[3]]
     assert sequence.params_for_stage(own, "distill") == [own[3]]
-    with pytest.raises(UsageError, match="'pretrian'; --mode=all has pretrain, finetune, distill"):
+    with pytest.raises(UsageError, match="'pretrian', but --mode=all has pretrain, finetune, distill"):
         sequence.for_stage(["pretrian:EPOCHS=2"], "pretrain")
 
 
