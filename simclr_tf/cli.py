@@ -18,7 +18,6 @@ from absl import flags, logging
 
 from simclr_tf.core import windows_paths
 from simclr_tf.core.errors import StartAgain, UsageError, UserError, first_line, visible
-from simclr_tf.core.files import refusal
 from simclr_tf.distribute import preemption
 from simclr_tf.models import bundled
 from simclr_tf.settings.flags import (
@@ -49,7 +48,6 @@ from simclr_tf.settings.flags import (
     suggest,
 )
 from simclr_tf.settings.modes import ABOUT_OTHERS, OPERATIONS, TRAINING_MODES, Kind, Operation
-from simclr_tf.workdir.networks import read_architecture
 
 # The workdirs of modes that work without --workdir.
 _WITHOUT_WORKDIR = {
@@ -120,6 +118,7 @@ def _resolve_embedded(operation: Operation) -> None:
 
 def _check_writable(workdir: str) -> None:
     """Creates the workdir and writes a file into it, so that a bad folder fails before hours of work, not after."""
+    from simclr_tf.core.files import refusal
     from simclr_tf.core.tf import tf
 
     probe = os.path.join(workdir, f".writable.{os.getpid()}")
@@ -139,6 +138,7 @@ def _inherited(operation: Operation) -> list[str]:
     """Returns bindings of the network and data of the run that this one starts from, imitates or examines."""
     from simclr_tf.core.tf import tf
     from simclr_tf.workdir import records
+    from simclr_tf.workdir.networks import read_architecture
 
     if operation.kind in (Kind.COMPARE, Kind.MAKE):
         return []

@@ -14,7 +14,7 @@ from command import simclr
 from published_checkpoints import convert, tf1_shapes
 
 from simclr_tf.commands.convert import recognize
-from simclr_tf.commands.convert.convert import records, run_convert
+from simclr_tf.commands.convert.convert import run_convert
 from simclr_tf.commands.convert.foreign_checkpoint import Source
 from simclr_tf.commands.convert.recognize import read_names
 from simclr_tf.core.errors import UserError
@@ -68,7 +68,10 @@ def test_a_killed_conversion_starts_over(killed_at, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((tf.io.gfile, "rename") if killed_at == "rename" else (records, "write_json")), kill)
+        if killed_at == "rename":
+            patch.setattr(tf.io.gfile, "rename", kill)
+        else:
+            patch.setattr("simclr_tf.commands.convert.convert.write_json", kill)
         with pytest.raises(KeyboardInterrupt):
             convert(source, workdir)
     assert not (workdir / "architecture.json").exists()
