@@ -146,7 +146,7 @@ WRONG = [
      1, r"/cut/.*can(not)? be read"),
     ("finetune from garbage", mode("finetune", "--init_from={env}/garbage", *TINY), 1, r"/garbage.*checkpoint"),
     ("architecture without an encoder", of("knn", "wild_architecture"), 1, r"architecture.json cannot be understood"),
-    ("a bracket in the workdir", ("--mode=pretrain", "--workdir={out}/lr[0.1]"), 1, r"has a \[ in it"),
+    ("a bracket in the workdir", ("--mode=pretrain", "--workdir={out}/lr[0.1]"), 1, r"contains \["),
     ("an unknown file system", mode("finetune", "--init_from=s3://bucket/run"), 1, r"scheme 's3' not implemented"),
     ("an unknown file system to look at", ("--mode=knn", "--workdir=s3://bucket/run"),
      1, r"scheme 's3' not implemented"),
