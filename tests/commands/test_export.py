@@ -148,7 +148,7 @@ def test_an_export_that_differs_gets_no_name(workdir, tmp_path, monkeypatch):
 
 def test_what_a_format_cannot_hold_is_told_first(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "_LARGEST_FILE", 1000)
-    with pytest.raises(UserError, match="'tflite', a format of files below 2 GiB"):
+    with pytest.raises(UserError, match="'tflite', whose files must be below 2 GiB"):
         export(workdir, output=str(tmp_path / "out"), formats=["tflite"])
     assert not (tmp_path / "out").exists()
 
@@ -318,7 +318,7 @@ def test_pytorch_itself_loads_the_state_dict(for_torch, tmp_path):
 @pytest.mark.parametrize(
     "encoder, reason",
     [
-        ({"depth": 10}, "a projection in its first block"),
+        ({"depth": 10}, "the first block of ResNet-10 has a projection"),
         ({"stem": "cifar"}, "CIFAR stem"),
         ({"width": 0.125}, "no width 0.125"),
         ({"sk_ratio": 0.0625}, "selective kernels"),

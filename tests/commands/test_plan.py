@@ -244,8 +244,8 @@ def test_plan_without_a_compiler_is_one_line(tmp_path):
     [
         (["--mode=plan"], "--topology is missing"),
         (["--mode=plan", "--topology=v3-9"], "power of two"),
-        (["--mode=plan", "--topology=v9-8"], "no TPU v9"),
-        (["--mode=plan", "--topology=gpu"], "no TPU"),
+        (["--mode=plan", "--topology=v9-8"], "TPU v9 is unknown"),
+        (["--mode=plan", "--topology=gpu"], "is not a TPU"),
         (["--mode=pretrain", "--topology=v3-8"], "takes no --topology"),
         (["--mode=export_step", "--batches=0"], "--batches is 0"),
         (["--mode=plan", "--topology=v3-8", "--stage=pretrian"], "did you mean pretrain"),

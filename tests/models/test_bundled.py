@@ -81,7 +81,7 @@ def test_images_are_embedded_and_compared_without_a_run(tmp_path):
     embed = ("--mode=embed", "--source=embedded:cifar10_mini", f"--output={output}", "--gin_param=embed.split='test'")
     done = simclr(*embed)
     assert done.code == 0, done.err
-    assert f"no --workdir was given: {DEFAULT}" in done.out
+    assert f"no --workdir was given; using {DEFAULT}" in done.out
     found = vector_files.read(output, "--source")
     assert len(found.names) == 1000 and found.columns["probabilities"].shape == (1000, 10)
     unit = found.columns["vector"] / np.linalg.norm(found.columns["vector"], axis=1, keepdims=True)
@@ -109,7 +109,7 @@ def test_fine_tuning_starts_at_the_encoder_of_a_network_without_a_head(tmp_path)
     [
         (["--mode=report", "--workdir=embedded:cifar10", "--output={tmp}/a.html"], 1, "--workdir=embedded:cifar10 is"),
         (["--mode=finetune", "--workdir={tmp}/w", "--init_from=embedded:"], 1, "--init_from=embedded: is unknown"),
-        (["--mode=distill", "--workdir={tmp}/w", "--teacher=embedded:x"], 1, f"there is {DEFAULT}"),
+        (["--mode=distill", "--workdir={tmp}/w", "--teacher=embedded:x"], 1, f"choose {DEFAULT}"),
         (["--mode=pretrain", f"--workdir={DEFAULT}"], 2, "writes into its workdir; only export, embed"),
         (["--mode=knn", f"--workdir={DEFAULT}"], 2, "writes into its workdir"),
         (["--mode=export", f"--workdir={DEFAULT}"], 2, "--output is missing"),

@@ -134,7 +134,7 @@ def test_impossible_architectures_are_refused(make, message):
 
 
 def test_classifier_layer_must_exist():
-    with pytest.raises(UserError, match="the head has 0 layer"):
+    with pytest.raises(UserError, match="projection head, which has 0 layer"):
         Network(make_encoder=lambda **kw: ResNet(18, 0.125, **kw), num_classes=2, classifier_layer=1, image_size=32)
 
 

@@ -104,7 +104,7 @@ def test_weight_decay_is_that_of_the_classifier():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"head_layer": 4}, "the head has 3 layer"),
+        ({"head_layer": 4}, "no layer 4, only 3 layer"),
         ({"head_layer": -1}, "Supervised.head_layer is -1"),
         ({"head_layer": 1, "make_head": None}, "there is no projection head"),
         (
