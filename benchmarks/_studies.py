@@ -212,9 +212,9 @@ def _distillation() -> Study:
         found="A student of a deeper teacher with selective kernels is 7.3 points better than the same network "
         "fine-tuned on the same labels (seed 0: 55.6); but the teacher was also pretrained for longer than the "
         "student's own encoder, 20 epochs instead of 5. Self-distillation does not improve on its teachers at "
-        "temperature 1: students reach 53.9 % after three epochs from random weights, their teachers 55.0 %. Nor does it "
-        "at the paper's temperature, in five epochs: 58.1 ± 0.4 % (three seeds), their teacher 62.9 %. Other work shared "
-        "the machine and these three runs were paused, so their seconds say little.",
+        "temperature 1: students reach 53.9 % after three epochs from random weights, their teachers 55.0 %. Nor "
+        "does it at the paper's temperature, in five epochs: 58.1 ± 0.4 % (three seeds), their teacher 62.9 %. Other "
+        "work shared the machine and these three runs were paused, so their seconds say little.",
     )
 
 
